@@ -36,6 +36,7 @@ BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
 ORDER = "what the process has run before decides the order of a double backward pass"
 MOST_CHECKS = 6
+COPIED = "{} may copy arguments that are not contiguous"
 DRAWN = "random numbers or the time"
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
 
@@ -309,7 +310,7 @@ def estimate_work(work: Work, target: Target) -> Estimate:
         made, assumptions = _follow(work, target, answer=answer, began_ns=began_ns)
         (failures if isinstance(made, UsageError) else found).append(made)  # type: ignore[arg-type]
         ways.append(assumptions)
-        if not (assumptions.asked or assumptions.reorders):
+        if not (assumptions.asked or assumptions.reorders or assumptions.copied):
             break
     if not found:
         raise failures[0] from failures[0].__cause__
@@ -335,7 +336,8 @@ def _note_ways(ways: list[Assumptions], lowest: int, highest: int) -> str | None
     if same and not asked:
         return None
     words = [*["unknown values"][: len(asked)], *[DRAWN][: len(drawn)]]
-    note = ORDER
+    copied = dict.fromkeys(name for one in ways for name in one.copied)
+    note = COPIED.format(shorten(", ".join(copied), 200)) if copied else ORDER
     if words:
         lines = ", ".join(dict.fromkeys(asked + drawn))
         note = f"{' and '.join(words)} decide at {shorten(lines, 200)}"

@@ -22,7 +22,13 @@ from labkit.memory.estimate.cuda import (
 )
 from labkit.memory.estimate.limits import Limits, find_limits, join_limits
 from labkit.memory.estimate.loading import is_loading
-from labkit.memory.estimate.measured import CONVOLUTIONS, PRODUCTS, measure_scratch, needs_measuring
+from labkit.memory.estimate.measured import (
+    CONVOLUTIONS,
+    PRODUCTS,
+    calls_library,
+    measure_scratch,
+    needs_measuring,
+)
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.obstacles import UNKNOWN, RealTensorError
 from labkit.memory.estimate.operators import (
@@ -65,6 +71,7 @@ from labkit.memory.estimate.results import (
     mark_operators,
     measure,
 )
+from labkit.memory.estimate.strides import count_copies
 from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
@@ -386,7 +393,8 @@ class FakeTracer(StorageTracer):
 
     def find_doubts(self) -> tuple[Any, ...]:
         """What an operator may have left open so far."""
-        return self.obstacle, self.trouble, self._assumptions.asked
+        doubts = self._assumptions
+        return self.obstacle, self.trouble, doubts.asked, doubts.copied.total()
 
     def _follow_values(
         self, operator: Any, arguments: Any, named: Any, tensors: list[Any], result: Any
@@ -519,7 +527,7 @@ class FakeTracer(StorageTracer):
             self._note_libraries(name)
             count = SCRATCH.get(name)
             return round_request(count(arguments)) if count else 0
-        if needs_measuring(name, tensors):
+        if needs_measuring(operator, tensors):
             return self._measure_scratch(operator, arguments, named, result)
         return self._count_on_cpu(operator, arguments, tensors, result)
 
@@ -566,7 +574,11 @@ class FakeTracer(StorageTracer):
         self, operator: Any, arguments: Any, named: Any, result: Any
     ) -> int | None:
         """What a library takes meanwhile; what it returns gets the measured size."""
-        measured = measure_scratch(operator, arguments, named)
+        measured = measure_scratch(operator, arguments, named, result)
+        tensors = list_tensors(arguments)
+        if measured is None and not calls_library(operator, tensors):
+            own = self._count_on_cpu(operator, arguments, tensors, result)
+            return self._doubt_copies(operator, tensors, own)
         if measured is None:
             self.note_obstacle(EstimateObstacle(str(operator), UNKNOWN_SCRATCH))
             return None
@@ -577,6 +589,19 @@ class FakeTracer(StorageTracer):
                 storage.resize_(count)
         self._resize(made, find_user_frames())
         return measured.freed_bytes
+
+    def _doubt_copies(self, operator: Any, tensors: list[Any], own: int | None) -> int | None:
+        """Counts copies of what is not contiguous one way, and none the other way.
+
+        None, so that no call repeats this one, where the answer matters.
+        """
+        copied = count_copies(tensors)
+        if own is None or not copied:
+            return own
+        if self._assumptions.copies(operator._schema.name.partition("::")[2]):
+            own += copied
+        self._count_scratch(own, tensors)
+        return None
 
     def _measure(self, tensor: Any) -> int:
         count = super()._measure(tensor)

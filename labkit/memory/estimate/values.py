@@ -55,6 +55,7 @@ class Assumptions:
     ``changed`` are the decisions with the other answer.
     ``places`` counts the decisions of each line, ``drawn`` the numbers that it drew.
     ``steps`` counts the steps that have begun, and ``began_ns`` is the time of the first way's.
+    ``copied`` counts the operators that may copy an argument that is not contiguous.
     ``reorders`` is True once the order of a backward pass depends on more than the step.
     """
 
@@ -64,6 +65,7 @@ class Assumptions:
         self.answer, self.changed = answer, frozenset(changed)
         self.began_ns = time.time_ns() if began_ns is None else began_ns
         self.reorders = False
+        self.copied: Counter[str] = Counter()
         self.steps = 0
         self.places: Counter[str] = Counter()
         self.drawn: Counter[str] = Counter()
@@ -95,6 +97,11 @@ class Assumptions:
         if self.places[where] > LINE_DECISIONS:
             raise DataDependentOutputException(READ_VALUE)
         return self.answer != bool({(where, None), (where, number)} & self.changed)
+
+    def copies(self, name: str) -> bool:
+        """Whether the operator copies its arguments that are not contiguous."""
+        self.copied[name] += 1
+        return self.answer
 
     def find_change(self, tried: Collection[Change]) -> Change | None:
         """What to decide differently after an error: the latest decision, or all of its line.
