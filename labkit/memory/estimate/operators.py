@@ -844,9 +844,15 @@ def _count_batches(arguments: Any) -> int:
     return sum(_count_first([one]) for one in items if not _is_for_blas(one) or _is_turned(one))
 
 
+def _count_cuda_products(arguments: Any) -> int:
+    """cuBLAS: whole copies of matrices that it cannot read, in batches too."""
+    matrices = [one for one in arguments[-2:] if one.numel()]
+    return sum(_count_first([one]) for one in matrices if not _is_for_blas(one))
+
+
 def _is_for_blas(matrix: Any) -> bool:
     """True if the rows, or the columns, of a matrix are each in one piece and do not overlap."""
-    (rows, columns), (down, right) = matrix.shape, matrix.stride()
+    (rows, columns), (down, right) = matrix.shape[-2:], matrix.stride()[-2:]
     return bool((right == 1 and down >= max(1, columns)) or (down == 1 and right >= max(1, rows)))
 
 
@@ -908,6 +914,7 @@ CPU_SCRATCH: dict[str, Callable[[Any], int]] = {
     "angle": _count_complex,
 }
 SCRATCH: dict[str, Callable[[Any], int]] = {
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _count_cuda_products),
     "multinomial": _count_multinomial,
     "index_put": _count_put,
     "index_put_": _count_put,

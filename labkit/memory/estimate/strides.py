@@ -42,6 +42,38 @@ COUNTED = frozenset(
     repeat_interleave bincount _unique2 unique_dim unique_consecutive set_ resize_
     _local_scalar_dense equal""".split()  # noqa: SIM905
 )
+# CUDA's kernels, by their sources (aten/src/ATen/native/cuda): those that go by strides,
+CUDA_STRIDED = frozenset(
+    """_to_copy _unsafe_view addr all amax amin any cat complex constant_pad_nd copy_ count_nonzero
+    embedding empty_like fill_ flip full_like gather grid_sampler_2d grid_sampler_2d_backward
+    grid_sampler_3d grid_sampler_3d_backward index index_put index_put_ _index_put_impl_
+    index_select linalg_vector_norm masked_fill_ max mean min new_empty new_empty_strided new_full
+    new_ones new_zeros ones_like roll scatter scatter_ scatter_add scatter_add_ select_backward
+    select_scatter slice_backward slice_scatter split_with_sizes stack std_mean sum unsafe_split
+    var var_mean zero_ zeros_like""".split()  # noqa: SIM905
+)
+# those that copy the arguments at these places,
+CUDA_COPIED = {
+    **dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm"), (0,)),
+    **dict.fromkeys(("_softmax_backward_data", "_log_softmax_backward_data"), (0, 1)),
+    "embedding_dense_backward": (0,),
+    "upsample_bilinear2d_backward": (0,),
+    **dict.fromkeys(("upsample_nearest2d", "upsample_nearest2d_backward"), (0,)),
+}
+# those that take channels last too,
+CUDA_LAST = frozenset(
+    """native_batch_norm native_batch_norm_backward cudnn_batch_norm cudnn_batch_norm_backward
+    batch_norm_backward _native_batch_norm_legit _batch_norm_with_update max_pool2d_with_indices
+    max_pool2d_with_indices_backward avg_pool2d avg_pool2d_backward _adaptive_avg_pool2d
+    _adaptive_avg_pool2d_backward upsample_bilinear2d upsample_bilinear2d_backward
+    upsample_nearest2d upsample_nearest2d_backward""".split()  # noqa: SIM905
+)
+# and those whose table in ``operators.py`` has the copies. Attention goes by strides.
+CUDA_COUNTED = frozenset(
+    "convolution convolution_backward mm addmm bmm baddbmm im2col col2im".split()  # noqa: SIM905
+)
+FEWEST_CHANNELS = 4
+ATTENTION = ("_scaled_dot_product_", "_efficient_attention_", "_flash_attention_")
 # Operators of many tensors at once, which optimizers call with parameters in any layout.
 MANY = ("_foreach_", "_fused_", "_amp_")
 
@@ -62,10 +94,13 @@ def takes_strides(operator: Any) -> bool:
         return False
     if operator.namespace != "aten" or name in STRIDED or name in COUNTED:
         return True
+    return name.startswith(MANY) or _is_strided(operator)
+
+
+def _is_strided(operator: Any) -> bool:
     tags = operator.tags
     return (
-        name.startswith(MANY)
-        or operator.is_view
+        operator.is_view
         or torch.Tag.pointwise in tags
         or torch.Tag.nondeterministic_seeded in tags
         or torch.Tag.inplace_view in tags
@@ -84,3 +119,36 @@ def count_copies(tensors: Iterable[Any]) -> int:
     """The bytes of a contiguous copy of each tensor that is not contiguous."""
     copied = (one for one in tensors if not one.is_contiguous())
     return sum(int(one.numel() * one.element_size()) for one in copied)
+
+
+def count_cuda_copies(operator: Any, arguments: Any, tensors: list[Any]) -> tuple[int, int]:
+    """The bytes of copies that an operator of CUDA makes, and of those that it may make or not."""
+    scattered = [one for one in tensors if not one.is_contiguous()]
+    if not scattered:
+        return 0, 0
+    name = find_name(operator)
+    if name in CUDA_LAST:
+        scattered = [one for one in scattered if not _is_last(one)]
+    if name in CUDA_COPIED:
+        chosen = [arguments[place] for place in CUDA_COPIED[name]]
+        return count_copies(one for one in chosen if any(one is other for other in scattered)), 0
+    return 0, 0 if _takes_strides_on_cuda(operator) else count_copies(scattered)
+
+
+@functools.cache
+def _takes_strides_on_cuda(operator: Any) -> bool:
+    name = find_name(operator)
+    if operator.namespace != "aten" or name in CUDA_STRIDED or name in CUDA_COUNTED:
+        return True
+    return name.startswith((*MANY, *ATTENTION)) or _is_strided(operator)
+
+
+def _is_last(tensor: Any) -> bool:
+    """True for channels last; with fewer than four, some kernels copy them after all."""
+    forms = {4: torch.channels_last, 5: torch.channels_last_3d}
+    form = forms.get(tensor.dim())
+    return (
+        form is not None
+        and tensor.size(1) >= FEWEST_CHANNELS
+        and bool(tensor.is_contiguous(memory_format=form))
+    )

@@ -71,7 +71,7 @@ from labkit.memory.estimate.results import (
     mark_operators,
     measure,
 )
-from labkit.memory.estimate.strides import count_copies
+from labkit.memory.estimate.strides import count_copies, count_cuda_copies, find_name
 from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
     KNOWN_ELEMENTS,
@@ -526,7 +526,9 @@ class FakeTracer(StorageTracer):
         if tensors[0].device.type == "cuda":
             self._note_libraries(name)
             count = SCRATCH.get(name)
-            return round_request(count(arguments)) if count else 0
+            copied, doubtful = count_cuda_copies(operator, arguments, tensors)
+            own = copied + count(arguments) if count else copied
+            return self._doubt_copies(operator, tensors, round_request(own), doubtful)
         if needs_measuring(operator, tensors):
             return self._measure_scratch(operator, arguments, named, result)
         return self._count_on_cpu(operator, arguments, tensors, result)
@@ -578,7 +580,7 @@ class FakeTracer(StorageTracer):
         tensors = list_tensors(arguments)
         if measured is None and not calls_library(operator, tensors):
             own = self._count_on_cpu(operator, arguments, tensors, result)
-            return self._doubt_copies(operator, tensors, own)
+            return self._doubt_copies(operator, tensors, own, count_copies(tensors))
         if measured is None:
             self.note_obstacle(EstimateObstacle(str(operator), UNKNOWN_SCRATCH))
             return None
@@ -590,15 +592,16 @@ class FakeTracer(StorageTracer):
         self._resize(made, find_user_frames())
         return measured.freed_bytes
 
-    def _doubt_copies(self, operator: Any, tensors: list[Any], own: int | None) -> int | None:
+    def _doubt_copies(
+        self, operator: Any, tensors: list[Any], own: int | None, copied: int
+    ) -> int | None:
         """Counts copies of what is not contiguous one way, and none the other way.
 
         None, so that no call repeats this one, where the answer matters.
         """
-        copied = count_copies(tensors)
         if own is None or not copied:
             return own
-        if self._assumptions.copies(operator._schema.name.partition("::")[2]):
+        if self._assumptions.copies(find_name(operator)):
             own += copied
         self._count_scratch(own, tensors)
         return None
