@@ -103,8 +103,8 @@ class Scan:
     def list_ended(self) -> frozenset[str]:
         """The names of errors that need not be searched for again: they are shown, and stay."""
         ended = self._list_shown() - self._index.passing
-        # That something failed is certain at once; where it failed last matters after a retry.
-        is_certain = FAILURE in self.places and not self.passed
+        # That something failed is certain at once; to look for the last one in each block is slow.
+        is_certain = FAILURE in self.places or FAILURE in self.passed
         return ended | {FAILURE.name} if is_certain else ended
 
     def _list_shown(self) -> frozenset[str]:
