@@ -58,6 +58,10 @@ REDUCTION = "Expected to have finished reduction in the prior iteration\n"
             "MAX_JOBS=4 uv add flash-attn --no-build-isolation",
         ),
         ("pip install --no-deps x", "uv pip install --no-deps x"),
+        (
+            f"pip install --no-deps torchvision==0.24.1 --index-url {INDEX}",
+            f"uv add torchvision==0.24.1 --index pytorch={INDEX}",
+        ),
         ("pip install -f https://x.org/y x", "uv pip install -f https://x.org/y x"),
     ],
 )
@@ -189,6 +193,17 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
             "OLLAMA_BASE_URL",
         ),
         ("wsl\nKilled", ".wslconfig"),
+        (f" => ERROR [5/8] RUN pip install x\n{NO_HOME}", "-devel"),
+        (
+            " => ERROR [4/7] RUN pip\nerror: command 'gcc' failed: No such file or directory",
+            "RUN apt",
+        ),
+        ("Error: crun: cannot find `/dev/nvidia0`: No such file or directory", "nvidia-ctk cdi"),
+        (
+            "error: Failed to fetch: `https://files.example/x.whl`\n  Caused by:"
+            " operation timed out",
+            "UV_HTTP_TIMEOUT=600",
+        ),
         (
             "C:\\x>pip install vllm\nERROR: Failed to build 'vllm' when getting requirements to"
             " build",

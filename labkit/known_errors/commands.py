@@ -270,7 +270,9 @@ def _write_for_project(found: re.Match[str]) -> str:
     index = next((each for each in arguments if "://download.pytorch.org/" in each), None)
     names = [each for each in arguments if each not in (*_NEEDLESS, "--index-url", index)]
     isolated = "--no-build-isolation" in names
-    names = [each for each in names if each != "--no-build-isolation"]
+    # With an index, --no-deps only keeps torch as it is, which the project's file does.
+    kept = ("--no-build-isolation", "--no-deps") if index else ("--no-build-isolation",)
+    names = [each for each in names if each not in kept]
     if any(each.startswith(("-", ".", "git+", '"git+')) for each in names):
         return found[0]
     upgrades = "--upgrade" in arguments or "-U" in arguments

@@ -521,7 +521,8 @@ SIGNS = (
     _sign(
         "image-build",
         "run e w #",
-        r"#\d{1,3} \[[^\]\n]{0,30}\d/\d{1,3}\] run|=> \[[^\]\n]{0,30}\d/\d{1,3}\] run"
+        r"#\d{1,3} \[[^\]\n]{0,30}\d/\d{1,3}\] run"
+        r"|=> (?:error |cached )?\[[^\]\n]{0,30}\d/\d{1,3}\] run"
         r"|\bstep \d{1,3}/\d{1,3} ?: run|^#\d{1,3} (?:\d{1,4}\.\d{1,4} )?[ew]: "
         # BuildKit puts the step and the seconds before each line of it.
         r"|^#\d{1,3} \d{1,4}\.\d{1,4} \S",
