@@ -113,14 +113,6 @@ def permute_view(values):
     return values.flatten(2).mean(2).repeat(64, 8).t()
 
 
-def weigh(values):
-    turned = values.transpose(1, 3)
-    weights = torch.ones(turned.size(-1))
-    return functional.binary_cross_entropy_with_logits(
-        turned, torch.zeros(turned.shape), pos_weight=weights, reduction="none"
-    )
-
-
 def train_embedding(batch=64):
     table = nn.Embedding(100, 64, scale_grad_by_freq=True)
     optimizer = torch.optim.SGD(table.parameters(), 0.1)
@@ -138,10 +130,8 @@ def train_embedding(batch=64):
 STEPS = {
     "bilinear": train(enlarge("bilinear"), 3, 64, 64, read=lambda one: one.sum((2, 3)).mean()),
     "bicubic": train(enlarge("bicubic"), 3, 64, 64),
-    "nearest": train(enlarge("nearest"), 3, 64, 64, read=torch.mean),
     "grid": train(lambda: Applied(sample_grid), 3, 64, 64, read=lambda one: one.sum(-1).mean()),
     "margins": train(lambda: Applied(lose_margins), 3, 64, 64),
-    "weighted": train(lambda: Applied(weigh), 3, 64, 64, read=torch.mean),
     "embedding": train_embedding,
     "channels_last": train(
         lambda: Applied(nn.PixelShuffle(2)).to(memory_format=torch.channels_last), 3, 64, 64
