@@ -264,7 +264,7 @@ def test_the_fix_is_for_what_installed_the_packages(text, said):
             "docker run x\nError 803: system has unsupported display driver",
             "/tmp/ && ldconfig",
         ),
-        ("mat1 and mat2 shapes cannot be multiplied (32x512 and 1024x10)", "nn.Linear(512, ...)"),
+        ("mat1 and mat2 shapes cannot be multiplied (32x512 and 1024x10)", "nn.Linear(512, 10)"),
         ("[ERROR]: Install of driver component failed. Consult the", "/var/log/cuda-installer.log"),
         ("RTX 5090\nRuntimeError: NCCL error: unhandled cuda error", "nvidia-nccl-cu12"),
         (
