@@ -159,7 +159,7 @@ def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
     """The known errors in a log of any size and encoding; only few blocks are in memory at a time.
 
     What comes after the first megabytes is read by ``workers`` processes: as many as there are
-    cores, but at most four.
+    cores, but at most four. There, facts of the machine are read only near errors.
     """
     scan = Scan(KNOWN_ERRORS, Context())
     blocks = repeat_ends(read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))))
