@@ -192,12 +192,16 @@ class KeptObjects:
                     _put(restore, one, name, made[find_number(found[name])])
 
     def _make_tuples(self, made: dict[int, Any]) -> dict[int, Any]:
-        """Others for the tuples that hold what is replaced, the inner ones first; by their ids."""
+        """Others for the tuples that hold what is replaced, the inner ones first; by their numbers."""
         found: dict[int, Any] = {}
         for one in reversed(self.tuples):
-            items = [found.get(id(each), made.get(id(each), each)) for each in one]
+            numbers = map(find_number, one)
+            items = [
+                found.get(number, made.get(number, each))
+                for number, each in zip(numbers, one, strict=True)
+            ]
             if not all(map(is_, items, one)):
-                found[id(one)] = tuple.__new__(type(one), items)
+                found[find_number(one)] = tuple.__new__(type(one), items)
         return found
 
     def keep_cache(self, cache: Any) -> None:
