@@ -162,7 +162,7 @@ def show(text):
             "--default-timeout=1000",
         ),
         (
-            "Could not fetch URL https://packages.example/simple/torch/: SSLError(certificate verify"
+            "Could not fetch URL https://index.example/simple/torch/: SSLError(certificate verify"
             " failed: self signed certificate in certificate chain)",
             "pip config set global.cert",
         ),

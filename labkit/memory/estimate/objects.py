@@ -192,7 +192,7 @@ class KeptObjects:
                     _put(restore, one, name, made[find_number(found[name])])
 
     def _make_tuples(self, made: dict[int, Any]) -> dict[int, Any]:
-        """Others for the tuples that hold what is replaced, the inner ones first; by their numbers."""
+        """By their numbers: others for the tuples that hold what is replaced, inner ones first."""
         found: dict[int, Any] = {}
         for one in reversed(self.tuples):
             numbers = map(find_number, one)

@@ -208,8 +208,8 @@ class KnownValues:
 
         A write happens in place in the values too; a write of unknown values makes them unknown.
         """
-        traits = operator.__dict__.get(TRAITS) or _find_traits(operator)
-        schema, name, like, mutable, drawn = traits
+        traits = _traits.get(find_number(operator)) or _find_traits(operator)
+        _, schema, name, like, mutable, drawn = traits
         if tensors and not like and not any(map(may_be_known, tensors)):
             if mutable:
                 self._forget_written(schema, arguments, named)
@@ -264,6 +264,7 @@ class KnownValues:
 class _Traits(NamedTuple):
     """What of an operator decides about known values: it takes a shape, it writes, it draws."""
 
+    operator: Any
     schema: Any
     name: str
     like: bool
@@ -271,8 +272,8 @@ class _Traits(NamedTuple):
     drawn: bool
 
 
-# What an operator keeps: its traits, as its hash is computed in Python.
-TRAITS = "labkit_traits"
+# By the operator's number, as torch computes its hash in Python.
+_traits: dict[int, _Traits] = {}
 # What is known of a tensor without a label.
 NOTHING = (None, 0, None)
 
@@ -281,8 +282,8 @@ def _find_traits(operator: Any) -> _Traits:
     schema = operator._schema
     name = schema.name.partition("::")[2]
     drawn = torch.Tag.nondeterministic_seeded in operator.tags
-    made = operator.__dict__[TRAITS] = _Traits(schema, name, name in LIKE, schema.is_mutable, drawn)
-    return made
+    traits = _Traits(operator, schema, name, name in LIKE, schema.is_mutable, drawn)
+    return _traits.setdefault(find_number(operator), traits)
 
 
 def may_be_known(tensor: Any) -> bool:
