@@ -808,7 +808,10 @@ BROKEN_GPU = {
     ),
     "off the bus": (
         {"answers": {SMI_QUERY: SMI_DOWN, "dmesg": says(XID.format(79))}},
-        {"gpu-health failed": "dmesg | grep -i xid", "driver-library failed": "power off"},
+        {
+            "gpu-health failed": "dmesg | grep -i xid",
+            "driver-library failed": "power the machine off",
+        },
     ),
     **{
         f"Xid {number}": (logs(XID.format(45), XID.format(number)), {"gpu-health warning": ""})

@@ -407,6 +407,17 @@ def test_before_cuda_is_started_torch_is_not_asked(monkeypatch, stand_in):
     assert read_allocators() == ()
 
 
+def test_tensors_without_memory_are_not_asked_for_their_address():
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    before = count_cpu_tensors()
+    with FakeTensorMode():  # asked for their address, they warn
+        held = [torch.empty(3, device="meta"), torch.empty(3)]
+    held.append(torch.empty(3, device="meta"))
+    assert count_cpu_tensors() == before
+
+
 def test_cpu_tensors_are_counted_by_storage():
     import torch
 

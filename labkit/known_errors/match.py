@@ -183,7 +183,8 @@ def hint_at(text: str, distribution: Distribution, *, has_gpu: bool = True) -> s
 
     Without a GPU the hint for its errors is another device, not another build of torch.
 
-    >>> print(hint_at("AssertionError: Torch not compiled with CUDA enabled", UNKNOWN))
+    >>> hint = hint_at("AssertionError: Torch not compiled with CUDA enabled", UNKNOWN)
+    >>> print(hint.partition("   #")[0])
     cause: this torch is a build for the CPU
     try: pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu130
     """

@@ -291,8 +291,9 @@ def find_storage(tensor: Any) -> tuple[str, int, int] | None:
     """A tensor's device, and the address and bytes of its storage; None if it has no memory."""
     try:
         storage = tensor.untyped_storage()
-        if storage.device != tensor.device:
-            return None  # a fake tensor, which warns when it is asked for its address
+        # A fake tensor, which warns when it is asked for its address; on "meta" it is like others.
+        if storage.device != tensor.device or storage.device.type == "meta":
+            return None
         return str(tensor.device), storage.data_ptr(), storage.nbytes()
     except (RuntimeError, NotImplementedError):
         return None  # sparse and functional tensors have no storage

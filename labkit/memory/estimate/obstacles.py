@@ -137,8 +137,8 @@ DEEPEST_NAME, MOST_NAMED = 4, 20_000
 def find_name(step: Any, number: int) -> tuple[str, str]:
     """What the step calls the model of a parameter with this number, and the parameter, or "".
 
-    >>> teacher = torch.nn.Sequential(torch.nn.Linear(2, 2))
-    >>> find_name(lambda: teacher, find_number(teacher[0].bias))
+    >>> step = functools.partial(print, teacher=torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    >>> find_name(step, find_number(step.keywords["teacher"][0].bias))
     ('teacher', 'teacher.0.bias')
     """
     level, seen = [("", step)], {id(step)}
