@@ -82,7 +82,9 @@ def list_fixes(context):
         own = error.adapt(context.list_conditions(), {})
         fixes = {own.fix.on(distribution), own.otherwise}
         for each in error.variants:
-            if each.condition not in INSTALL_COMMANDS:
+            # A variant of one family, such as rebooted-debian, is for no other one.
+            family = each.condition.rpartition("-")[2]
+            if family not in INSTALL_COMMANDS or each.condition.endswith(f"-{context.family}"):
                 fixes |= {each.fix and each.fix.on(distribution), each.otherwise}
         yield from ((area, error, host.write(fix)) for fix in filter(None, fixes))
 

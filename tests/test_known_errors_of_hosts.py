@@ -13,6 +13,12 @@ NO_DRIVER = (
 )
 NO_DAEMON = "Cannot connect to the Docker daemon at unix://{}. Is the docker daemon running?"
 
+NO_CDI_SPEC = "setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=all"
+NOT_OPEN = "NVRM: installed in this system is not supported by open\nNVRM: nvidia.ko because"
+TWO_VERSIONS = "Failed to initialize NVML: Driver/library version mismatch"
+HELD_BY_NOVA = "NVRM: GPU 0000:01:00.0 is already bound to NovaCore."
+NO_GPU_IN_PLUGIN = "Detected non-NVML platform: could not load NVML library: libnvidia-ml.so.1"
+
 
 def explain(text):
     """The first error of a text, with its fixes for the machine that the text names."""
@@ -706,6 +712,71 @@ LINES_BETWEEN = "\n" * 6
     ],
 )
 def test_a_fact_far_from_the_error_chooses_its_fix(text, fix):
+    _, first = explain(text)
+    assert fix in first[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (
+            f"hardware.nvidia-container-toolkit.enable = true;\npodman run\n{NO_CDI_SPEC}",
+            "podman --cdi-spec-dir=/run/cdi run",
+        ),
+        (f"NixOS 25.11\ndocker: {NO_CDI_SPEC}", "sudo systemctl restart docker"),
+        (f"podman version 5.6.0\n{NO_CDI_SPEC}", "podman --cdi-spec-dir=/run/cdi run"),
+        (f"podman version 5.4.1\n{NO_CDI_SPEC}", "nvidia-ctk cdi generate"),
+        (f"driver of negativo17 on .fc43\n{NOT_OPEN}", "sudo sed -i 's/kernel-open/kernel/'"),
+        (f"6.17.1-300.fc43.x86_64\n{NOT_OPEN}", "akmod-nvidia-580xx"),
+        (f"NVIDIA-Linux-x86_64-570.1.run\n{NOT_OPEN}", "-m=kernel "),
+        (
+            f"On Debian 12, I rebooted, but it is the same.\n{TWO_VERSIONS}",
+            "sudo apt-get update && sudo dpkg --configure -a && sudo apt-get --fix-broken install"
+            " && sudo apt-get install linux-headers-$(uname -r) nvidia-kernel-dkms",
+        ),
+        (
+            f"6.8.0-45-generic, I rebooted, but it is the same.\n{TWO_VERSIONS}",
+            "linux-headers-$(uname -r) nvidia-dkms-<the branch of the libraries>",
+        ),
+        (
+            f"8.0.6-200.fc43, I rebooted, but it is the same.\n{TWO_VERSIONS}",
+            "sudo dkms autoinstall   #",
+        ),
+        (
+            "nvidia-utils-535 : Depends: libc6 (>= 2.34) but 2.31-13+deb11u7 is to be installed",
+            "sudo apt-get install linux-headers-amd64 nvidia-driver",
+        ),
+        (
+            "rocm-gdb : Depends: libc6 (>= 2.38) but 2.36-9+deb12u3 is to be installed",
+            "install the package of Debian 12",
+        ),
+        (
+            "rocm-gdb : Depends: libc6 (>= 2.38) but 2.35-0ubuntu3 is to be installed",
+            "'^(deb |URIs|Suites)' /etc/apt/sources.list /etc/apt/sources.list.d/",
+        ),
+        (f"7.0.0-10-generic\n{HELD_BY_NOVA}", "blacklist nova_core"),
+        (f"7.0.0-10-generic\n{HELD_BY_NOVA}", "sudo update-initramfs -u"),
+        (f"7.0.1-300.fc44\n{HELD_BY_NOVA}", "sudo dracut --force"),
+        (
+            "mount error: file creation failed: /var/lib/x/usr/lib/x86_64-linux-gnu/libcuda.so.1:"
+            " file exists: unknown.",
+            "USER root\\nRUN rm -f /usr/lib/*-linux-gnu/libnvidia-*.so*"
+            " /usr/lib/*-linux-gnu/libcuda.so* ",
+        ),
+        (
+            "Docker Desktop on Ubuntu 23.10\nload library failed: libnvidia-ml.so.1",
+            "sudo usermod -aG docker $USER && docker context use default",
+        ),
+        (f"dpkg: x\n{NO_GPU_IN_PLUGIN}", "sudo apt-get install nvidia-container-toolkit && "),
+        (f"microk8s kubectl logs x\n{NO_GPU_IN_PLUGIN}", "microk8s enable nvidia"),
+        (
+            "cc: error: unrecognized command-line option '-ftrivial-auto-var-init=zero'",
+            "while an older kernel runs: -k <the kernel of the log>",
+        ),
+        ("slurmd: fatal: gres.conf duplicate records for gpu", "Name=gpu File=/dev/nvidia[0-1]"),
+    ],
+)
+def test_the_fix_is_whole_and_in_its_order(text, fix):
     _, first = explain(text)
     assert fix in first[1]
 

@@ -251,6 +251,13 @@ SIGNS = (
         r"\bdocker: |dockerd|\bdocker(?: compose|-compose)? \w|docker\.sock",
     ),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
+    # From this release on it looks for specifications of CDI in one folder only.
+    _sign(
+        "podman-5-5",
+        "podman",
+        r"\bpodman(?: version)?:? {1,3}v?(?:5\.(?:[5-9]|[1-9]\d)|[6-9]\.\d)\b",
+    ),
+    _sign("negativo17", "negativo17", r"\bnegativo17\b"),
     _sign("rootless", "rootless rootlesskit user", r"rootless|/run/user/\d{3,5}/docker\.sock"),
     _sign(
         "run-file",
@@ -409,10 +416,12 @@ SIGNS = (
     _sign("torch-prerelease", "nvcr 0a0", r"nvcr\.io/nvidia/pytorch|\d\.\d\.0a0\b"),
     _sign(
         "nixos",
-        "nixos nix :~]$",
+        "nixos nix nixpkgs hardware :~]$",
         # Only its prompt has a colon in brackets.
-        r"nixos|/nix/store|^\[[\w.-]{1,40}@[\w.-]{1,60}:~[\w./-]*\][#$]",
-        "nixos|/nix/store|:~",
+        r"nixos|/nix/store|nixpkgs version"
+        r"|(?<![\w./])hardware\.nvidia(?:-container-toolkit)?\.\w+ ?="
+        r"|^\[[\w.-]{1,40}@[\w.-]{1,60}:~[\w./-]*\][#$]",
+        "nixos|/nix/store|nixpkgs|hardware.nvidia|:~",
     ),
     # Alpine's C library, for which few wheels and none of NVIDIA's programs are made.
     # An image that somebody runs beside it (docker run alpine) says nothing of the system.
@@ -914,6 +923,9 @@ CARD = re.compile(
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
+    "nixos-docker": ({"nixos", "docker-there"}, {"podman"}),
+    "rebooted-debian": ({"rebooted", "debian"}, {"lxc"}),
+    "rebooted-ubuntu": ({"rebooted", "ubuntu"}, set[str]()),
     "legacy-notebook": ({"legacy", "hosted-notebook"}, set[str]()),
     "uv-build": ({"uv", "package-build"}, set[str]()),
     "local-conda": ({"local-source", "conda"}, {"on-windows"}),
