@@ -50,6 +50,24 @@ ROCBLAS = (
     '"/opt/rocm/lib/rocblas/library/TensileLibrary_lazy_gfx1030.dat"\n'
     '"/opt/rocm/lib/rocblas/library/TensileLibrary_lazy_gfx1100.dat"\n'
 )
+NO_NCCL_SYMBOL = "ImportError: libtorch_cuda.so: undefined symbol: ncclCommResume"
+BOTH_NCCL = f"{NO_NCCL_SYMBOL}\n[pip3] nvidia-nccl-cu12==2.29.3\n[pip3] nvidia-nccl-cu13==2.29.7"
+NO_TRITON = "RuntimeError: Cannot find a working triton installation."
+ON_WINDOWS = "OS: Microsoft Windows 11 Pro"
+ASSERTED = "RuntimeError: CUDA error: device-side assert triggered"
+CUDART = 'msg="Unable to load cudart" library=/x/libcudart.so.11.0 error="cudart init failure: 999"'
+NO_CUDART = (
+    "ImportError: libcudart.so.12: cannot open shared object file: No such file or directory"
+)
+OLD_NVCC = "nvcc fatal   : Unsupported gpu architecture 'compute_120'"
+OLD_GPU = (
+    "Tesla P100-PCIE-16GB with CUDA capability sm_60 is not compatible with the current PyTorch"
+)
+IN_BUILD = f"Getting requirements to build wheel did not run successfully\n{NO_TORCH}"
+WORLD_MODEL = (
+    "WeightsUnpickler error: Unsupported global: GLOBAL ultralytics.nn.tasks.WorldModel was not an"
+    " allowed global by default."
+)
 SHAPES = "mat1 and mat2 shapes cannot be multiplied (5376x1280 and 3840x1280)"
 
 
@@ -189,6 +207,50 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOTH_NCCL, "try: pip uninstall -y nvidia-nccl-cu12 && pip install --force-reinstall"),
+        (BOTH_NCCL, "nvidia-nccl-cu13==2.29.7"),
+        (f"torch 2.8.0+cu128\n{BOTH_NCCL}", "try: pip uninstall -y nvidia-nccl-cu13 && "),
+        (f"torch 2.8.0+cu128\n{BOTH_NCCL}", "nvidia-nccl-cu12==2.29.3"),
+        (f"{NO_NCCL_SYMBOL}\nnvidia-nccl-cu13==2.29.7", "try: unset LD_LIBRARY_PATH; "),
+        (f"{NO_TRITON}\nPyTorch version: 2.4.1+cu124\n{ON_WINDOWS}", '"triton-windows==3.1.*"'),
+        (f"{NO_TRITON}\nPyTorch version: 2.7.0+cu128\n{ON_WINDOWS}", '"triton-windows==3.3.*"'),
+        (f"{NO_TRITON}\n{ON_WINDOWS}", "which has no official package for Windows"),
+        (f"{NO_TRITON}\n{ON_WINDOWS}", "else: torch._dynamo.config.suppress_errors = True"),
+        (NO_TRITON, "it is missing or the GPU is too old for it"),
+        (f"$ ./start.sh\n{FULL_DISK}", "try: mkdir -p $HOME/tmp && TMPDIR=$HOME/tmp ./start.sh"),
+        (f"{FULL_DISK}\nbut there's over 50GB available", "cause: the folder in which pip unpacks"),
+        (f"{FULL_DISK}\nonly 2GB left", "cause: a file system that pip writes to is full"),
+        (f"F.one_hot(true_masks, net.n_classes)\n{ASSERTED}", "try: print(torch.unique(masks))"),
+        (f"F.one_hot(true_masks, net.n_classes)\n{ASSERTED}", "(Image.NEAREST)"),
+        (ASSERTED, "try: CUDA_LAUNCH_BLOCKING=1"),
+        (f"after gentoo linux sleep, only the CPU\n{CUDART}", "try: sudo systemctl stop ollama"),
+        (f"after gentoo linux sleep, only the CPU\n{CUDART}", "OpenRC (Gentoo): sudo rc-service"),
+        ("after sleep(5)\ncudaSetDevice err: 999", "after a suspend, a driver update"),
+        (f"vllm 0.5.4\n{NO_CUDART}", "try: pip install --force-reinstall 'vllm==<its version>'"),
+        (NO_CUDART, "try: pip install --upgrade torch"),
+        (f"$ cmake --build build\n{OLD_NVCC}", "else: cmake -B build -DCMAKE_CUDA_ARCHITECTURES"),
+        (OLD_NVCC, 'else: TORCH_CUDA_ARCH_LIST="8.6+PTX"'),
+        (OLD_GPU, "its build leaves out GPUs as old as this one"),
+        (OLD_GPU, "on Kaggle rather: Settings, Accelerator, GPU T4 x2"),
+        (IN_BUILD, "else: a ready wheel needs no build"),
+        (NO_TORCH, "else: in JupyterLab: Kernel, Change Kernel"),
+        (WORLD_MODEL, "Windows: set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"),
+        ("Last error:\nBootstrap : no socket interface found", "line 2: Bootstrap"),
+        ("Last error:\nBootstrap : no socket interface found", "take its export out of the script"),
+        ("RuntimeError: Cannot re-initialize CUDA in forked subprocess", "or num_workers=0"),
+        ("unet.add_adapter(x)\ndiffusers\nAttempting to unscale FP16 gradients.", "fp16-gradients"),
+        ("diffusers\nAttempting to unscale FP16 gradients.", "# after unet.add_adapter(...)"),
+        ("x.so: undefined symbol: iJIT_NotifyEvent", "it stops at a missing one"),
+        ("libcusparse.so.12: undefined symbol: __nvJitLinkAddData_12_1", "uv pip list"),
+    ],
+)
+def test_what_is_installed_and_how_it_was_started_chooses_the_fix(text, said):
+    assert said in show_first(text)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "error loading model: unknown model architecture: 'clip'",
@@ -228,6 +290,8 @@ def test_a_second_fix_of_another_cause_is_left_out(text):
             {"wheel-build-failed": "cuda-toolkit-mismatch"},
         ),
         (f"{ASLEEP}\ncudaSetDevice err: 999", {"error-999": "ollama-gpu-library"}),
+        (f"cudaSetDevice err: 999\n{CUDART}", {"error-999": "ollama-gpu-library"}),
+        (f"{FULL_DISK}\n{NO_TORCH}", {"no-torch": "disk-full"}),
     ],
 )
 def test_what_follows_from_the_cause_has_no_fix_of_its_own(text, causes):

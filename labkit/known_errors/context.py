@@ -556,7 +556,9 @@ SIGNS = (
     _sign(
         "suspend",
         "suspend suspended resume resumed hibernate hibernation sleep",
-        r"after (?:a )?(?:suspend|resum|hibernat)\w*|suspended and|pm: suspend (?:entry|exit)"
+        r"after (?:a )?(?:suspend|resum|hibernat)\w*"
+        r"|after (?:[a-z]{1,12} ){0,3}sleep(?:ing)?\b(?![(_.]| \d)"
+        r"|suspended and|pm: suspend (?:entry|exit)"
         r"|starting (?:nvidia )?system suspend|system will suspend now"
         r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended"
         r"|\bwake\w{0,4} (?:up )?from (?:suspend|sleep)|suspend(?:ed)? (?:my|the) \w{2,8}",
@@ -600,6 +602,35 @@ SIGNS = (
     ),
     # NCCL's package for CUDA 11, in a list of what is installed.
     _sign("nccl-cu11", "nccl", r"\bnvidia-nccl-cu11\b", "nvidia-nccl-cu11"),
+    _sign("nccl-cu12", "nccl", r"\bnvidia-nccl-cu12\b", "nvidia-nccl-cu12"),
+    _sign("nccl-cu13", "nccl", r"\bnvidia-nccl-cu13\b", "nvidia-nccl-cu13"),
+    _sign(
+        "cmake-build",
+        "cmake",
+        r"\bcmake (?:-b\b|--build\b|\.\.(?:\s|$))",
+        "cmake -b|cmake --build|cmake ..",
+    ),
+    _sign(
+        "one-hot",
+        "one_hot hot",
+        r"\bone_hot\((?:[\w.]{0,20}_)?(?:masks?|labels?|targets?|gt)\b",
+        "one_hot(",
+    ),
+    # The person says that the disk has room.
+    _sign(
+        "room-left",
+        "available free left enough plenty",
+        r"(?<!only )\b[1-9]\d* ?[gt]i?b\b(?: of)?(?: disk)?(?: space)?(?: is| are)?(?: still)?"
+        r" (?:available|free|left)\b|(?<!not )\b(?:enough|plenty of) (?:free |disk ){0,2}space\b",
+        "available|free|left|enough |plenty of ",
+    ),
+    # A program that brings its own installer, which calls pip.
+    _sign(
+        "own-script",
+        "start install webui setup launch",
+        r"\b(?:start|install|setup|webui|launch)[\w-]{0,20}\.sh\b",
+        ".sh",
+    ),
     _sign(
         "no-input-grad",
         "inputs",
@@ -776,6 +807,19 @@ VALUES = (
         "nvidia-nccl-cu12",
     ),
     _sign(
+        "newnccl",
+        "nccl",
+        r"\bnvidia-nccl-cu13(?:==| {1,30})(2\.[\d.]{3,8}\d)",
+        "nvidia-nccl-cu13",
+    ),
+    # The script that installs and starts a program.
+    _sign(
+        "script",
+        "start install webui setup launch",
+        r"\b((?:start|install|setup|webui|launch)[\w-]{0,20}\.sh)\b",
+        ".sh",
+    ),
+    _sign(
         "jaxcuda",
         "jax xla_cuda12 xla_cuda13 cuda12 cuda13",
         r"(?:jax\[|xla_|jax-)(cuda1[23])\b",
@@ -934,6 +978,9 @@ _TOGETHER = {
     "fresh-no-gpus": ({"fresh", "docker-there"}, {"gpus-option", "torch-cpu"}),
     "driver-no-build": ({"driver-there"}, {"cuda-build", "rocm", "mac"}),
     "flash-abi": ({"flash-2-8", "torch-2-6"}, set[str]()),
+    "nccl-cu13-stays": ({"nccl-cu12", "nccl-cu13"}, {"cuda12-build"}),
+    "nccl-cu12-stays": ({"nccl-cu12", "nccl-cu13", "cuda12-build"}, set[str]()),
+    "triton-for-windows": ({"windows", "triton-known"}, set[str]()),
     "windows-no-build": ({"on-windows"}, {"cuda-build", "rocm", "amd-windows"}),
 }
 # Indexes of PyTorch's that get no new release.
@@ -1078,6 +1125,8 @@ class Context:
             f"torch-{build}": bool(build),
             "driver-below-torch": build in NEEDS and 0 < driver < NEEDS[build].driver,
             "nvcc-there": "nvcc" in self.values,
+            "cuda12-build": build.startswith("cu12"),
+            "triton-known": ".".join(self.values.get("release", "").split(".")[:2]) in _TRITONS,
             "vision-known": self.values.get("release") in _VISION and bool(build),
             "xformers-known": self.values.get("release") in _XFORMERS and build.startswith("cu"),
             "before-torch-2-4": (_read_version(self.values.get("release")) or (9,)) < (2, 4),
