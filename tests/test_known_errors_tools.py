@@ -52,6 +52,10 @@ ROCBLAS = (
 )
 NO_NCCL_SYMBOL = "ImportError: libtorch_cuda.so: undefined symbol: ncclCommResume"
 BOTH_NCCL = f"{NO_NCCL_SYMBOL}\n[pip3] nvidia-nccl-cu12==2.29.3\n[pip3] nvidia-nccl-cu13==2.29.7"
+BOTH_CUDNN = (
+    "ImportError: libtorch_cuda.so: undefined symbol: cudnnGetVersion, version libcudnn.so.9\n"
+    "nvidia-cudnn-cu12==9.10.2.21\nnvidia-cudnn-cu13==9.13.0.50"
+)
 NO_TRITON = "RuntimeError: Cannot find a working triton installation."
 ON_WINDOWS = "OS: Microsoft Windows 11 Pro"
 ASSERTED = "RuntimeError: CUDA error: device-side assert triggered"
@@ -213,6 +217,8 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
         (BOTH_NCCL, "nvidia-nccl-cu13==2.29.7"),
         (f"torch 2.8.0+cu128\n{BOTH_NCCL}", "try: pip uninstall -y nvidia-nccl-cu13 && "),
         (f"torch 2.8.0+cu128\n{BOTH_NCCL}", "nvidia-nccl-cu12==2.29.3"),
+        (BOTH_CUDNN, "try: pip uninstall -y nvidia-cudnn-cu12 && "),
+        (f"torch 2.8.0+cu128\n{BOTH_CUDNN}", "try: pip uninstall -y nvidia-cudnn-cu13 && "),
         (f"{NO_NCCL_SYMBOL}\nnvidia-nccl-cu13==2.29.7", "try: unset LD_LIBRARY_PATH; "),
         (f"{NO_TRITON}\nPyTorch version: 2.4.1+cu124\n{ON_WINDOWS}", '"triton-windows==3.1.*"'),
         (f"{NO_TRITON}\nPyTorch version: 2.7.0+cu128\n{ON_WINDOWS}", '"triton-windows==3.3.*"'),
@@ -220,6 +226,10 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
         (f"{NO_TRITON}\n{ON_WINDOWS}", "else: torch._dynamo.config.suppress_errors = True"),
         (NO_TRITON, "it is missing or the GPU is too old for it"),
         (f"$ ./start.sh\n{FULL_DISK}", "try: mkdir -p $HOME/tmp && TMPDIR=$HOME/tmp ./start.sh"),
+        (
+            f"curl -fsSL https://x.org/install.sh\n{FULL_DISK}",
+            "try: mkdir -p $HOME/tmp && TMPDIR=$HOME/tmp pip install",
+        ),
         (f"{FULL_DISK}\nbut there's over 50GB available", "cause: the folder in which pip unpacks"),
         (f"{FULL_DISK}\nonly 2GB left", "cause: a file system that pip writes to is full"),
         (f"F.one_hot(true_masks, net.n_classes)\n{ASSERTED}", "try: print(torch.unique(masks))"),

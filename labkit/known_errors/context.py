@@ -600,10 +600,12 @@ SIGNS = (
     _sign(
         "cdi-in-run", "cdi", r"/run/cdi/?\s{1,4}nvidia[\w.-]{0,40}\.(?:json|ya?ml)\b", "/run/cdi"
     ),
-    # NCCL's package for CUDA 11, in a list of what is installed.
+    # Packages of one library for several CUDAs, in a list of what is installed.
     _sign("nccl-cu11", "nccl", r"\bnvidia-nccl-cu11\b", "nvidia-nccl-cu11"),
     _sign("nccl-cu12", "nccl", r"\bnvidia-nccl-cu12\b", "nvidia-nccl-cu12"),
     _sign("nccl-cu13", "nccl", r"\bnvidia-nccl-cu13\b", "nvidia-nccl-cu13"),
+    _sign("cudnn-cu12", "cudnn", r"\bnvidia-cudnn-cu12\b", "nvidia-cudnn-cu12"),
+    _sign("cudnn-cu13", "cudnn", r"\bnvidia-cudnn-cu13\b", "nvidia-cudnn-cu13"),
     _sign(
         "cmake-build",
         "cmake",
@@ -628,7 +630,7 @@ SIGNS = (
     _sign(
         "own-script",
         "start install webui setup launch",
-        r"\b(?:start|install|setup|webui|launch)[\w-]{0,20}\.sh\b",
+        r"\b(?<![a-z]/)(?:start|install|setup|webui|launch)[\w-]{0,20}\.sh\b",
         ".sh",
     ),
     _sign(
@@ -816,7 +818,7 @@ VALUES = (
     _sign(
         "script",
         "start install webui setup launch",
-        r"\b((?:start|install|setup|webui|launch)[\w-]{0,20}\.sh)\b",
+        r"\b(?<![a-z]/)((?:start|install|setup|webui|launch)[\w-]{0,20}\.sh)\b",
         ".sh",
     ),
     _sign(
@@ -980,6 +982,8 @@ _TOGETHER = {
     "flash-abi": ({"flash-2-8", "torch-2-6"}, set[str]()),
     "nccl-cu13-stays": ({"nccl-cu12", "nccl-cu13"}, {"cuda12-build"}),
     "nccl-cu12-stays": ({"nccl-cu12", "nccl-cu13", "cuda12-build"}, set[str]()),
+    "cudnn-cu13-stays": ({"cudnn-cu12", "cudnn-cu13"}, {"cuda12-build"}),
+    "cudnn-cu12-stays": ({"cudnn-cu12", "cudnn-cu13", "cuda12-build"}, set[str]()),
     "triton-for-windows": ({"windows", "triton-known"}, set[str]()),
     "windows-no-build": ({"on-windows"}, {"cuda-build", "rocm", "amd-windows"}),
 }
