@@ -38,7 +38,7 @@ LOG = """\
 LOG_SCREEN = (
     "disk-full (certain)",
     "  line 2: #12 9.020 ERROR: Could not install packages due to an OSError: [Errno 28] No space",
-    "  cause: the disk is full",
+    "  cause: the disk of the engine is full",
     "  try: docker system df",
 )
 

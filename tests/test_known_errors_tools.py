@@ -240,7 +240,10 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
         ("after sleep(5)\ncudaSetDevice err: 999", "after a suspend, a driver update"),
         (f"vllm 0.5.4\n{NO_CUDART}", "try: pip install --force-reinstall 'vllm==<its version>'"),
         (NO_CUDART, "try: pip install --upgrade torch"),
-        (f"$ cmake --build build\n{OLD_NVCC}", "else: cmake -B build -DCMAKE_CUDA_ARCHITECTURES"),
+        (
+            f"$ cmake --build build\n{OLD_NVCC}",
+            "else: cmake -B build-86 -DCMAKE_CUDA_ARCHITECTURES",
+        ),
         (OLD_NVCC, 'else: TORCH_CUDA_ARCH_LIST="8.6+PTX"'),
         (OLD_GPU, "its build leaves out GPUs as old as this one"),
         (OLD_GPU, "on Kaggle rather: Settings, Accelerator, GPU T4 x2"),

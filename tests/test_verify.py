@@ -137,10 +137,7 @@ def test_one_that_crashes_takes_nobody_else_down(host):
             {},
             0,
             FORKED,
-            "torch.multiprocessing.set_start_method('spawn')   # the first line below if"
-            ' __name__ == "__main__":, before CUDA is first used; a DataLoader: keep CUDA out of'
-            ' the Dataset and collate_fn (x.to("cuda") in the loop instead), or'
-            ' multiprocessing_context="spawn"; num_workers=0 shows whether it is that',
+            "torch.multiprocessing.set_start_method('spawn')   # the first line below if",
             id="forked",
         ),
         pytest.param(
