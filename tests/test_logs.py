@@ -88,7 +88,7 @@ def test_a_program_that_said_nothing(tmp_path):
         pytest.param(
             "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on "
             "device",
-            "the disk is full",
+            "a file system that pip writes to is full",
             id="pip",
         ),
         pytest.param(
