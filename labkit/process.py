@@ -24,18 +24,6 @@ from labkit.errors import UsageError
 
 Line = Callable[[str], None]
 
-
-def name_python() -> str:
-    """How a command names this Python: ``python`` where a shell finds it by that name, or its path.
-
-    The path is quoted for a shell.
-    """
-    found = shutil.which("python")
-    # A link of another environment leads to the same file, but starts with other packages.
-    is_this = found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
-    return "python" if is_this else shlex.quote(sys.executable or "python3")
-
-
 # Options of `python -m` in a learner's folder: without them, a file there such as random.py is
 # imported in place of Python's own. Python 3.10 has no such option.
 SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
@@ -88,6 +76,17 @@ STEERING_VARIABLES: dict[str, tuple[str, ...]] = {
     "MAKELEVEL": (),
     "MFLAGS": (),
 }
+
+
+def name_python() -> str:
+    """How a command names this Python: ``python`` where a shell finds it by that name, or its path.
+
+    The path is quoted for a shell.
+    """
+    found = shutil.which("python")
+    # A link of another environment leads to the same file, but starts with other packages.
+    is_this = found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
+    return "python" if is_this else shlex.quote(sys.executable or "python3")
 
 
 def compose_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
-import types
-import unittest
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.replaced import REPLACED
 from labkit.memory.track.storages import list_parts, list_tensors
+from tests.fakes.operators import survey
 
-DATABASE = "torch.testing._internal.common_methods_invocations"
 # The samples of each operator that are compared.
 SAMPLES = 6
 # Operators whose fake results have other storages, and why this is not corrected.
@@ -83,15 +77,4 @@ def compare(operator):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_table_of_differences_is_complete(monkeypatch):
-    # Torch's own tests need this package, for other things than the database.
-    expecttest = types.ModuleType("expecttest")
-    expecttest.TestCase = unittest.TestCase
-    monkeypatch.setitem(sys.modules, "expecttest", expecttest)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        database = importlib.import_module(DATABASE).op_db
-    # torch formats the whole stack for each seed of each sample: a thread's own stack is short.
-    with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
-        warnings.simplefilter("ignore")
-        found = thread.map(compare, [one for one in database if torch.float32 in one.dtypes])
-        assert set().union(*found) == set(DIFFERENT)
+    assert survey(compare, monkeypatch) == set(DIFFERENT)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
-import types
-import unittest
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -29,9 +23,9 @@ from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.counters import TensorCounter
 from labkit.memory.track.storages import list_tensors
 from labkit.memory.track.tracker import track_memory
+from tests.fakes.operators import survey
 
 ATEN = torch.ops.aten
-DATABASE = "torch.testing._internal.common_methods_invocations"
 # The samples of each operator that are compared.
 SAMPLES = 2
 # Bytes that the small tables of threads, and of sums, may take.
@@ -318,14 +312,6 @@ def find_copying(info):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_operators_that_are_not_run_take_any_layout(monkeypatch):
-    # Torch's own tests need this package, for other things than the database.
-    expecttest = types.ModuleType("expecttest")
-    expecttest.TestCase = unittest.TestCase
-    monkeypatch.setitem(sys.modules, "expecttest", expecttest)
-    # torch formats the whole stack for each seed of each sample: a thread's own stack is short.
-    with warnings.catch_warnings(), ThreadPoolExecutor(1) as thread:
-        warnings.simplefilter("ignore")
-        database = importlib.import_module(DATABASE).op_db
-        infos = [one for one in database if torch.float32 in one.dtypes]
-        found = set().union(*thread.map(find_copying, infos))
+    found = survey(find_copying, monkeypatch)
+    print(sorted(found), sorted(set(MORE) - found))
     assert found <= set(MORE)

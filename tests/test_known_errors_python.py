@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.host.distribution import UNKNOWN
 from labkit.known_errors.commands import find_built_package, find_python_version
 from labkit.known_errors.context import compare_versions, suit_python
-from labkit.known_errors.match import explain_text, format_explanation
+from labkit.known_errors.match import explain_text
+from tests.fakes.explained import show_first
 
 NONE = "ERROR: Could not find a version that satisfies the requirement {} (from versions: {})\n"
 ASKED = "torch.cuda.is_available()"
@@ -23,11 +23,6 @@ TOKENS = (
     " _set_model_specific_special_tokens\n  x = list(special_tokens.keys())\n     ^^^^^^\n"
     "AttributeError: 'list' object has no attribute 'keys'"
 )
-
-
-def show_first(text):
-    """The first cause with its fix, as they are shown."""
-    return format_explanation(explain_text(text), UNKNOWN).partition("\n\n")[0]
 
 
 @pytest.mark.parametrize(

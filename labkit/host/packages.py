@@ -230,7 +230,24 @@ UPDATE_TOOLKIT = Fix(
 LAST_FERMI, LAST_KEPLER, LAST_VOLTA = 390, 470, 580
 OPEN_FROM: Capability = (7, 5)  # Turing: the open modules need its system processor
 OPEN_ONLY_FROM: Capability = (10, 0)  # Blackwell: the closed modules do not know it
-CUDA_12, CUDA_13 = 525, 580  # the first branches that run the builds of torch for CUDA 12 and 13
+# NVIDIA's first branch for each CUDA, the newest first.
+FIRST_BRANCHES = {
+    (13, 1): 590,
+    (13, 0): 580,
+    (12, 9): 575,
+    (12, 8): 570,
+    (12, 6): 560,
+    (12, 5): 555,
+    (12, 4): 550,
+    (12, 3): 545,
+    (12, 2): 535,
+    (12, 1): 530,
+    (12, 0): 525,
+    (11, 8): 520,
+    (11, 7): 515,
+}
+# Within a major version, the builds of torch for a newer CUDA run on the first branch too.
+CUDA_12, CUDA_13 = FIRST_BRANCHES[12, 0], FIRST_BRANCHES[13, 0]
 GUIDE = "docs.nvidia.com/datacenter/tesla/driver-installation-guide"
 CPU_LAB = "make up FLAVOR=cpu"
 # What gives an LXC container its host's GPU.

@@ -254,7 +254,8 @@ _PIP_INSTALL = re.compile(
     rf"{_START}(?P<set>(?:[A-Z_]+=\S+ )*)(?:python3? -m )?pip install "
     r"(?P<rest>(?:[^;&|#\n]|#(?=\w))+?)(?=$| && | \| |;|   #)"
 )
-_ARGUMENT = re.compile(r"\"[^\"]*\"|'[^']*'|<[^>]*>\S*|\S+")
+# A placeholder in it may have blanks.
+_ARGUMENT = re.compile(r"\"[^\"]*\"|'[^']*'|(?:[^\s<]*<[^>]*>)+\S*|\S+")
 # Their effect is in the command uv add, too, or it has no need of them.
 _NEEDLESS = ("--upgrade", "-U", "--force-reinstall", "--no-cache-dir", "-v")
 # The first torch that has a build, for which a project must not ask for an older one.

@@ -19,7 +19,7 @@ from labkit.host.gpu import (
     infer_capability_of_device,
     name_architecture,
 )
-from labkit.host.packages import is_dropped
+from labkit.host.packages import FIRST_BRANCHES, is_dropped
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors.commands import (
     SOURCES,
@@ -626,13 +626,6 @@ SIGNS = (
         r" (?:available|free|left)\b|(?<!not )\b(?:enough|plenty of) (?:free |disk ){0,2}space\b",
         "available|free|left|enough |plenty of ",
     ),
-    # A program that brings its own installer, which calls pip.
-    _sign(
-        "own-script",
-        "start install webui setup launch",
-        r"\b(?<![a-z]/)(?:start|install|setup|webui|launch)[\w-]{0,20}\.sh\b",
-        ".sh",
-    ),
     _sign(
         "no-input-grad",
         "inputs",
@@ -814,9 +807,9 @@ VALUES = (
         r"\bnvidia-nccl-cu13(?:==| {1,30})(2\.[\d.]{3,8}\d)",
         "nvidia-nccl-cu13",
     ),
-    # The script that installs and starts a program.
+    # The script with which a program installs and starts itself: it calls pip.
     _sign(
-        "script",
+        "starter",
         "start install webui setup launch",
         r"\b(?<![a-z]/)((?:start|install|setup|webui|launch)[\w-]{0,20}\.sh)\b",
         ".sh",
@@ -1129,6 +1122,7 @@ class Context:
             f"torch-{build}": bool(build),
             "driver-below-torch": build in NEEDS and 0 < driver < NEEDS[build].driver,
             "nvcc-there": "nvcc" in self.values,
+            "own-script": "starter" in self.values,
             "cuda12-build": build.startswith("cu12"),
             "triton-known": ".".join(self.values.get("release", "").split(".")[:2]) in _TRITONS,
             "vision-known": self.values.get("release") in _VISION and bool(build),
@@ -1283,24 +1277,6 @@ def suit_python(values: Mapping[str, str]) -> Mapping[str, str]:
     return {"suits": next(python for first, python in _NEWEST_PYTHONS if asked >= first)}
 
 
-# NVIDIA's first branch for each CUDA, the newest first.
-_BRANCHES = {
-    (13, 1): 590,
-    (13, 0): 580,
-    (12, 9): 575,
-    (12, 8): 570,
-    (12, 6): 560,
-    (12, 5): 555,
-    (12, 4): 550,
-    (12, 3): 545,
-    (12, 2): 535,
-    (12, 1): 530,
-    (12, 0): 525,
-    (11, 8): 520,
-    (11, 7): 515,
-}
-
-
 def name_driver(values: Mapping[str, str]) -> Mapping[str, str]:
     """The oldest branch of the driver (``least``) for the CUDA that an image ``needs``.
 
@@ -1308,7 +1284,7 @@ def name_driver(values: Mapping[str, str]) -> Mapping[str, str]:
     {'least': '570'}
     """
     needed = _read_version(values.get("needs"))
-    return {"least": str(_BRANCHES[needed])} if needed in _BRANCHES else {}
+    return {"least": str(FIRST_BRANCHES[needed])} if needed in FIRST_BRANCHES else {}
 
 
 _UNITS = {

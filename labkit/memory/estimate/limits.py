@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from labkit.memory.estimate.strides import find_name
+
 ALMOST_ONE = 1 - 2**-53
 
 
@@ -56,7 +58,7 @@ def find_limits(
     operator: Any, arguments: Any, named: Any, result: Any, find: Find
 ) -> list[tuple[Any, Limits]]:
     """Of which results of the operator the limits are known; ``find`` returns an argument's."""
-    name = operator._schema.name.partition("::")[2]
+    name = find_name(operator)
     if name in PLACES and isinstance(result, list | tuple):
         place = PLACES[name]
         dim = arguments[place] if len(arguments) > place else named.get("dim", -1)

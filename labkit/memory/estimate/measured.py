@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.balance.model import MIB
 from labkit.memory.estimate.operators import HALF
-from labkit.memory.estimate.strides import may_copy
+from labkit.memory.estimate.strides import find_name, may_copy
 from labkit.memory.track.counters import TensorCounter, is_profiling
 from labkit.memory.track.storages import list_tensors
 
@@ -63,7 +63,7 @@ def needs_measuring(operator: Any, tensors: list[Any]) -> bool:
 
 def calls_library(operator: Any, tensors: list[Any]) -> bool:
     """True for an operator that takes memory for itself whatever the layout of its arguments."""
-    name = operator._schema.name.partition("::")[2]
+    name = find_name(operator)
     if name in CONVOLUTIONS or name in RECURRENT or name in OTHERS:
         return True
     if name.startswith(LIBRARIES):
@@ -104,7 +104,7 @@ def _measure(operator: Any, arguments: Any, named: Any, result: Any) -> Scratch 
     total = _count_bytes(tensors) + (0 if library else _count_bytes(list_tensors(result)))
     if total <= MOST_BYTES:
         return _run(operator, arguments, named)
-    name = operator._schema.name.partition("::")[2]
+    name = find_name(operator)
     if library and name not in CONVOLUTIONS:
         return None
     largest = arguments[0] if library else max(tensors, key=torch.Tensor.numel)

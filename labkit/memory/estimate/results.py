@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from labkit.memory.estimate.cuda import find_number, replace_attributes
 from labkit.memory.estimate.limits import CARRYING, PLACES, SUBSETS
 from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
+from labkit.memory.estimate.strides import find_name
 from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import LIFT, list_tensors
 
@@ -417,7 +418,7 @@ def find_facts(operator: Any) -> Facts:
 def _collect_facts(operator: Any) -> Facts:
     number, name, loose, in_place, carries = 0, "", False, False, True
     if getattr(operator, "namespace", "") == "aten":
-        name = operator._schema.name.partition("::")[2]
+        name = find_name(operator)
         number = 0 if name == SCATTERED else len(_facts) + 1
         loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
         in_place = loose and _is_in_place(operator._schema)

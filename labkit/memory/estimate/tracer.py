@@ -518,7 +518,7 @@ class FakeTracer(StorageTracer):
         self, operator: Any, arguments: Any, named: Any, result: Any
     ) -> int | None:
         """The bytes that the operator takes for itself and frees; None if they are an obstacle."""
-        name = operator._schema.name.partition("::")[2]
+        name = find_name(operator)
         tensors = list_tensors(arguments)
         # What sparse operators take depends on values; their tensors are an obstacle already.
         if not tensors or any(one.layout is not torch.strided for one in tensors):
@@ -537,7 +537,7 @@ class FakeTracer(StorageTracer):
         self, operator: Any, arguments: Any, tensors: list[Any], result: Any
     ) -> int | None:
         """The bytes by the tables of operators; None if the values decide."""
-        name = operator._schema.name.partition("::")[2]
+        name = find_name(operator)
         if name in CONVERTING and isinstance(result, torch.Tensor):
             return count_converted(name, tensors[0], result)
         node = torch._C._current_autograd_node()

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import UNNAMED, find_number, replace_attributes
 from labkit.memory.estimate.limits import Limits, combine
+from labkit.memory.estimate.strides import find_name
 from labkit.memory.track.frames import find_user_frames
 from labkit.memory.track.storages import list_tensors
 
@@ -689,7 +690,7 @@ def assume_shape(
     ``find`` returns the values of a mask, None if they are unknown: what an index selects by known
     values has the real size. Returns None for an operator that is not known here.
     """
-    tensor, name = arguments[0], operator._schema.name.partition("::")[2]
+    tensor, name = arguments[0], find_name(operator)
     if name == "nonzero":
         return tensor.new_empty((tensor.numel() * everything, tensor.dim()), dtype=torch.int64)
     if name == "masked_select":
