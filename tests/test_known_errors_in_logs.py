@@ -789,3 +789,17 @@ def test_a_source_of_packages_for_kubernetes_does_not_make_a_machine_a_node():
     fix = explain_text(f"{apt}{lost}").found[0].error.fix.anywhere
     assert "kubectl" not in fix
     assert "kubectl" in explain_text(f"$ kubectl get pods\n{lost}").found[0].error.fix.anywhere
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("test_oom.py::test_message[CUDA out of memory] PASSED", False),
+        ("test_oom.py::test_message[CUDA out of memory] PASSED          [ 50%]", False),
+        ("1/1 Test #1: RuntimeError: CUDA out of memory .....   Passed    0.01 sec", False),
+        ("test_oom.py::test_message[CUDA out of memory] FAILED", True),
+        ("RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB", True),
+    ],
+)
+def test_the_name_of_a_test_that_passed_is_no_error(line, found):
+    assert bool(explain_text(line).found) is found

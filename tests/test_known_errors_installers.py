@@ -105,7 +105,7 @@ def test_only_a_project_is_changed_by_uv_add(text, said):
         ("Torch not compiled with CUDA enabled", "must say +cu and True"),
         ("Radeon RX 7900 XT\nTorch not compiled with CUDA enabled", "whl/rocm"),
         ("Command 'nvcc' not found, but can be installed with:", "nvcc --version"),
-        ("libGL.so.1: cannot open shared object file", "apt-get install -y libgl1 libglib2.0-0"),
+        ("libGL.so.1: cannot open shared object file", "sudo apt-get install libgl1 libglib2.0-0"),
         (
             "torch 2.5.1+cu124\nRuntimeError: operator torchvision::nms does not exist",
             f"torchvision==0.20.1 torchaudio==2.5.1 --index-url {INDEX[:-5]}cu124",

@@ -226,6 +226,12 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
         (f"{NO_TRITON}\n{ON_WINDOWS}", "which has no official package for Windows"),
         (f"{NO_TRITON}\n{ON_WINDOWS}", "else: torch._dynamo.config.suppress_errors = True"),
         (NO_TRITON, "it is missing or the GPU is too old for it"),
+        (f"libtorch_hip.so: {NO_NCCL_SYMBOL}", "whl/rocm"),
+        ("bash: python3: command not found", "try: sudo apt-get install python3-venv"),
+        ("zsh: command not found: python3", "try: sudo apt-get install python3-venv"),
+        ("zsh: command not found: python", "a script that calls python: python3"),
+        ("zsh: command not found: pip", "ensurepip"),
+        ("[Errno 28] No space left on device: '/x'", "try: df -h; df -i   #"),
         (f"$ ./start.sh\n{FULL_DISK}", "try: mkdir -p $HOME/tmp && TMPDIR=$HOME/tmp ./start.sh"),
         (
             f"curl -fsSL https://x.org/install.sh\n{FULL_DISK}",

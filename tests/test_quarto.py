@@ -177,3 +177,39 @@ def test_the_blocks_of_other_languages_are_counted():
 )
 def test_a_cell_is_called_by_its_label_or_its_first_line_of_code(source, label):
     assert find_label(source) == label
+
+
+MINE = "{name: mine, display_name: Mine, language: R}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kernel"),
+    [
+        ("a.Rmd", "```{r}\nx <- c(1, 2)\n```\n", "ir"),
+        ("a.Rmd", "```{julia}\nx = 1\n```\n", "julia"),
+        ("a.md", "```js\nlet x = 1\n```\n", "js"),
+        ("a.Rmd", "```{python}\n1\n```\n", None),
+        ("a.Rmd", f"---\njupyter:\n  kernelspec: {MINE}\n---\n```{{r}}\n1\n```\n", "mine"),
+    ],
+)
+def test_a_document_of_another_language_does_not_run_as_python(tmp_path, name, text, kernel):
+    (tmp_path / name).write_text(text)
+    notebook = load_notebook(Source("a", tmp_path / name))
+    assert notebook.metadata.get("kernelspec", {}).get("name") == kernel
+
+
+def test_blocks_of_another_language_are_text_unless_the_document_loads_their_magic(tmp_path):
+    page = tmp_path / "a.Rmd"
+    page.write_text("```{python}\n1\n```\n\n```{r}\nx <- 1\n```\n")
+    notebook = load_notebook(Source("a", page))
+    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
+        ("code", "1"),
+        ("markdown", "x <- 1"),
+    ]
+    assert note_other_languages(notebook) == [
+        "not run: 1 cell of {r}; the document's kernel runs python"
+    ]
+    page.write_text("```{python}\n%load_ext rpy2.ipython\n```\n\n```{r}\nx <- 1\n```\n")
+    loaded = load_notebook(Source("a", page))
+    assert loaded.cells[1].source == "%%R\nx <- 1"
+    assert note_other_languages(loaded) == []

@@ -657,7 +657,7 @@ INSTALL_COMPILER = install(
 )
 INSTALL_LIBGL = install(
     "install libGL",
-    debian="libgl1",
+    debian="libgl1 libglib2.0-0",
     fedora="mesa-libGL",
     suse="Mesa-libGL1",
     arch="libglvnd",

@@ -377,7 +377,7 @@ SIGNS = (
         "rocm",
         "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201"
         " hipblaslt amd",
-        r"\brocm|\d\\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}|_hipblas|\bamd linux\b",
+        r"\brocm|\d\\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}|_hipblas|\bamd linux\b|libtorch_hip",
         "rocm|hip|amdgpu|/dev/kfd|gfx1|amd linux",
     ),
     _sign("rdna4", "rx gfx1200 gfx1201", rf"\brx ?90[67]0|{_GFX}120[01]{_ALONE}", "rx |rx9|gfx120"),

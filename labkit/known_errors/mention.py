@@ -65,6 +65,11 @@ _SENTENCE = re.compile(
 _ABSENT = re.compile(
     r"s?[\"'`\u201d]?:\s?(?:none|not present|0|false|never|absent)\W{0,2}$", re.IGNORECASE
 )
+# The line of a test that passed, with the text in its name: pytest's, ctest's.
+_PASSED = re.compile(
+    r"^.{0,160}[\])\w] (?:PASSED|XFAIL|XPASS|SKIPPED)(?: .{0,20}\[ *\d{1,3}%\])?\s*$"
+    r"|^.{0,160}\.{3,} +Passed\b"
+)
 # A row of a table in a document, with a text alone in a cell.
 _CELL_BEFORE = re.compile(r"^\s*\|.*\|\s*[\"'`]?$")
 _CELL_AFTER = re.compile(r"[\"'`]?\s*\|.*\|\s*$")
@@ -89,6 +94,7 @@ def is_mention(before: str, after: str, start: str = "") -> bool:
         or _OVER.search(near)
         or _COMMAND.search(near)
         or _ABSENT.match(after)
+        or _PASSED.match(after)
         or (_CELL_BEFORE.match(near) and _CELL_AFTER.match(after))
         or (_SENTENCE.match(after) and not _EXCEPTION.match((before + start)[:200]))
     )

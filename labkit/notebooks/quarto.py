@@ -111,17 +111,22 @@ def _find_end(lines: Sequence[str], start: int, fence: str) -> int:
     return len(lines)
 
 
+def describe_kernel(language: str) -> dict[str, str]:
+    """The ``kernelspec`` of a document that names only the language of its code."""
+    name = KERNELS.get(language, language)
+    return {"display_name": name, "language": language, "name": name}
+
+
 def _find_kernelspec(settings: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, str]:
     """The kernel of the header's ``jupyter:``, else that of the first block's language."""
     first = next((part.language for part in parts if part.language), "python")
     named = settings.get("jupyter")
     spec = named.get("kernelspec", named) if isinstance(named, Mapping) else {"name": named}
     known = spec if isinstance(spec, Mapping) else {}
-    name = known.get("name")
-    if not isinstance(name, str) or not name:
-        name = KERNELS.get(first, first)
     words = {key: str(known[key]) for key in ("display_name", "language") if known.get(key)}
-    return {"display_name": name, "language": first, "name": name, **words}
+    if (name := known.get("name")) and isinstance(name, str):
+        words = {"display_name": name, "name": name, **words}
+    return {**describe_kernel(first), **words}
 
 
 def _list_tags(source: str, common: Mapping[str, Any]) -> list[str]:

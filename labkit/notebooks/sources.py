@@ -22,7 +22,7 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.files import name_kind, read_regular
-from labkit.notebooks.quarto import LANGUAGE_KEY, read_quarto
+from labkit.notebooks.quarto import LANGUAGE_KEY, describe_kernel, read_quarto
 from labkit.text import escape_controls, first_line, plural
 
 # A name with one of these endings is a file; jupytext reads all but the first and the last.
@@ -260,7 +260,33 @@ def _read_script(path: Path, text: str) -> Any:
         return read_quarto(text)
     import jupytext
 
-    return jupytext.reads(text, fmt=path.suffix[1:])
+    notebook = jupytext.reads(text, fmt=path.suffix[1:])
+    _leave_other_languages(notebook)
+    return notebook
+
+
+# Languages of blocks for which jupytext writes magics that IPython does not have by itself.
+WITHOUT_MAGIC = re.compile(r"%%(R|julia|octave|matlab|stata|sas|scala)\n")
+
+
+def _leave_other_languages(notebook: Any) -> None:
+    """Names the kernel that the document's own language needs, and makes text of other blocks.
+
+    Jupytext names none where the header does not: R would run as Python.
+    """
+    metadata = notebook.metadata
+    language = str(metadata.get("jupytext", {}).get("main_language", "python")).lower()
+    if "kernelspec" not in metadata and language != "python":
+        metadata["kernelspec"] = describe_kernel(language)
+    if any("%load_ext" in cell.source for cell in notebook.cells):
+        return
+    for cell in notebook.cells:
+        found = WITHOUT_MAGIC.match(cell.source) if cell.cell_type == "code" else None
+        if found:
+            cell.update(cell_type="markdown", source=cell.source[found.end() :])
+            cell.metadata[LANGUAGE_KEY] = found[1].lower()
+            for key in ("outputs", "execution_count"):
+                cell.pop(key, None)
 
 
 # Nested YAML aliases grow exponentially when they are traversed, as jupytext does.
@@ -318,7 +344,7 @@ def note_other_languages(notebook: Any) -> list[str]:
     if not left:
         return []
     counts = [f"{plural(left.count(one), 'cell')} of {{{one}}}" for one in dict.fromkeys(left)]
-    language = notebook.metadata.kernelspec.language
+    language = notebook.metadata.get("kernelspec", {}).get("language", "python")
     return [f"not run: {', '.join(counts)}; the document's kernel runs {language}"]
 
 
