@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import accumulate, groupby
 from typing import NamedTuple
@@ -176,6 +176,7 @@ class Chunk:
         # NVIDIA's module may name itself within a text: there only words are sure.
         self._is_interrupted = "nvrm:" in self.squeezed
         self._has: dict[Sequence[str], bool] = {}
+        self._counts: dict[str, int] = {}
 
     @property
     def own_lines(self) -> list[str]:
@@ -208,13 +209,23 @@ class Chunk:
         needed, reach = plan.needed, plan.expression.longest + SLACK
         if self._is_interrupted:
             needed, reach = plan.words, len(text)
-        needed = _put_rarest_first(text, needed)
+        needed = _put_rarest_first(needed, self._count)
         at_start = bool(plan.start) and all(e.startswith(plan.start) for e in needed[0])
         is_alone = len(needed) == 1 and not at_start
-        if is_alone and sum(map(text.count, needed[0])) > len(own) // FEW_LINES:
+        if is_alone and self._count(needed[0]) > len(own) // FEW_LINES:
             return own  # it is quicker to read all than to choose
         hits = _list_hits(text, self._starts, needed, reach, at_start=at_start)
         return sorted({line for hit in hits if (line := hit + self._start) in own})
+
+    def _count(self, texts: Sequence[str]) -> int:
+        """How often it has these texts. Many plans need the same ones."""
+        counts, total = self._counts, 0
+        for each in texts:
+            found = counts.get(each)
+            if found is None:
+                found = counts[each] = self.squeezed.count(each)
+            total += found
+        return total
 
 
 def _is_encoded(word: str) -> bool:
@@ -492,15 +503,17 @@ def _find_end(text: str, start: int) -> int:
     return end if end >= 0 else len(text)
 
 
-def _put_rarest_first(text: str, needed: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
+def _put_rarest_first(
+    needed: Sequence[tuple[str, ...]], count: Callable[[tuple[str, ...]], int]
+) -> Sequence[tuple[str, ...]]:
     # To count takes as long as to search: only what could be first is counted.
     most = len(needed[0])
-    if sum(map(text.count, needed[0])) > OFTEN:
+    if count(needed[0]) > OFTEN:
         most = max(most, MOST_COUNTED)
     first = [group for group in needed if len(group) <= most]
     if len(first) == 1:
         return needed
-    rarest = min(first, key=lambda group: sum(map(text.count, group)))
+    rarest = min(first, key=count)
     return [rarest, *(group for group in needed if group is not rarest)]
 
 

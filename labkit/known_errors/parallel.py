@@ -41,7 +41,7 @@ def read_parallel(scan: Scan, blocks: Iterable[NumberedLines], count: int) -> No
                 scan.read_lines(lines)
                 continue
             worker = idle.pop() if idle else _add_first(scan, waiting)
-            worker.send((lines, scan.list_ended()))
+            worker.send((lines, scan.list_ended(), scan.seen, scan.context))
             waiting.append(_Task(worker, lines))
         while waiting:
             _add_first(scan, waiting)
@@ -142,9 +142,10 @@ def _serve(connection: Connection, others: Sequence[Connection]) -> None:
             if isinstance(request, int):
                 connection.send(list(block.list_outcomes(request)))
                 continue
-            lines, ended = request
-            block, context = LogBlock(lines), Context()
-            if found := find_errors(block, index_all(), ended):
+            lines, ended, seen, context = request
+            block = LogBlock(lines)
+            found = find_errors(block, index_all(), ended)
+            if not seen.issuperset(name for name, _ in found):
                 read_facts(block, context)
             connection.send((found, context))
     os._exit(0)  # what runs at the end of the forked program is not for this process

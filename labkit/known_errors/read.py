@@ -93,7 +93,17 @@ ENGLISH = {
     "killed": ("getötet", "processus arrêté", "ucciso", "убито", "已杀死", "強制終了", "죽었음"),
 }
 TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
-_IN_ASCII = [each for each in TRANSLATIONS if each.isascii()]
+
+
+def _pick_letter(text: str) -> str:
+    """A letter of the text that few other texts have; "" if all are in ASCII."""
+    return max((letter for letter in text if letter > "\x7f" and letter.isalpha()), default="")
+
+
+# The translated messages by such a letter: a text without it has none of these.
+_BY_LETTER: dict[str, list[str]] = {}
+for _message in TRANSLATIONS:
+    _BY_LETTER.setdefault(_pick_letter(_message), []).append(_message)
 
 
 class NumberedLines(NamedTuple):
@@ -205,8 +215,9 @@ PREFIXES = re.compile(
 
 def find_translated(text: str) -> tuple[str, ...]:
     """The translated messages in a text in lower case, the longest first."""
-    possible = _IN_ASCII if text.isascii() else TRANSLATIONS
-    return tuple(sorted((each for each in possible if each in text), key=len, reverse=True))
+    letters = [""] if text.isascii() else [letter for letter in _BY_LETTER if letter in text]
+    found = (each for letter in letters for each in _BY_LETTER[letter] if each in text)
+    return tuple(sorted(found, key=len, reverse=True))
 
 
 def translate(text: str, messages: Iterable[str]) -> str:

@@ -89,9 +89,9 @@ class Scan:
         self.context = context
         self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
         self._by_name = {error.name: error for error in (*known, FAILURE)}
-        # How many blocks were read, the last one, and the names of all errors that were found, also
-        # of those that have passed.
-        self._count, self._seen = 0, set[str]()
+        # The names of all errors that were found, also of those that have passed; how many blocks
+        # were read, and the last one.
+        self.seen, self._count = set[str](), 0
         self._last = NumberedLines([], [])
 
     def read_lines(self, lines: NumberedLines) -> None:
@@ -124,8 +124,8 @@ class Scan:
         ``add_facts`` and `LogBlock.list_outcomes` are asked for the rest where it is needed.
         """
         names = {name for name, _ in found}
-        is_new = not names <= self._seen
-        self._seen |= names
+        is_new = not names <= self.seen
+        self.seen |= names
         if is_new and self._count > BLOCKS_OF_FACTS:
             read_facts(LogBlock(self._last), self.context)
         if is_new or self._count < BLOCKS_OF_FACTS:
