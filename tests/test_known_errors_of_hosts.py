@@ -329,6 +329,69 @@ REPORTS = {
         "kernel-devel-3.10.0-1160.45.1.el7.x86_64",
         ("no-kernel-headers", "sudo yum install kernel-devel"),
     ),
+    "a driver older than kernel 6.13": (
+        "nvidia/nv.c:130:18: error: expected ',' or ';' before 'DMA_BUF'",
+        ("dkms-build-failed", "570.86.16"),
+    ),
+    "a driver container under Secure Boot": (
+        "helm install gpu-operator\nKernel module load error: Operation not permitted",
+        ("module-not-inserted", "driver.enabled=false"),
+    ),
+    "a data center card under WSL": (
+        "drivers in Data Center mode, L40S\n$ nvidia-smi\n"
+        "Failed to initialize NVML: GPU access blocked by the operating system",
+        ("wsl-blocked", "nvidia-smi -dm 0"),
+    ),
+    "a name that leads to another server": (
+        'Get "https://registry.ollama.ai/v2/": tls: failed to verify certificate: x509: certificate'
+        " is valid for ollama.com, www.ollama.com, not registry.ollama.ai",
+        ("certificate-other-name", "grep -n 'registry.ollama.ai' /etc/hosts"),
+    ),
+    "a server asked by its address": (
+        "x509: cannot validate certificate for 10.0.0.5 because it doesn't contain any IP SANs",
+        ("certificate-other-name", "-connect 10.0.0.5:443"),
+    ),
+    "extensions of the classic notebook": (
+        "ModuleNotFoundError: No module named 'notebook.extensions'",
+        ("package-part-missing", "pip install 'notebook<7'"),
+    ),
+    "a podman without CDI": (
+        "podman versions : 3.4.4\nError: stat nvidia.com/gpu=all: no such file or directory",
+        ("no-cdi-spec", "update podman to 4.1 or newer"),
+    ),
+    "two versions right after the start": (
+        "[   12.014918] NVRM: API mismatch: the client has the version 570.153.02, but",
+        ("driver-library-mismatch", "dkms autoinstall"),
+    ),
+    "a .run file beside another module": (
+        "bash ./NVIDIA-Linux-x86_64-570.124.04.run --no-kernel-modules\nreboot\nnvidia-smi\n"
+        "Failed to initialize NVML: Driver/library version mismatch",
+        ("driver-library-mismatch", "sudo nvidia-uninstall"),
+    ),
+    "a proxy that only ollama's client knows": (
+        "> HTTPS_PROXY=http://proxy.example:10000 ollama run llama2\npulling manifest\nError:"
+        ' Get "https://registry.ollama.ai/v2/": dial tcp: lookup registry.ollama.ai: no such host',
+        ("ollama-pull-failed", "systemctl edit ollama"),
+    ),
+    "cuDSS on a Jetson": (
+        "Orin, JetPack 6.2\nImportError: libcudss.so.0: cannot open shared object file",
+        ("mixed-cuda-libraries", "apt-get -y install cudss"),
+    ),
+    "accelerate with more processes than GPUs": (
+        "Local process index: 1\nDevice: cuda:0\n"
+        "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000",
+        ("nccl-invalid-usage", "accelerate launch --num_processes"),
+    ),
+    "a context longer than vLLM's cache": (
+        "ValueError: The model's max seq len (32768) is larger than the maximum number of tokens"
+        " that can be stored in KV cache (7344).",
+        ("vllm-kv-cache", "--max-model-len 7344"),
+    ),
+    "a new GPU under driver 570": (
+        "Fresh box, RTX 5090, driver 570.124.06\n"
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+        ("no-architecture", "/whl/cu128"),
+    ),
     "Slurm before the device files": (
         "slurmd: fatal: can't stat gres.conf file /dev/nvidia0: No such file or directory",
         ("slurm-gres-conf", "After=nvidia-persistenced.service"),

@@ -181,7 +181,10 @@ def test_the_installer_that_a_log_shows_is_the_one_of_its_fix(text, said):
             "try: #SBATCH --partition=<one with GPUs>",
         ),
         (f"{FLASH}\ntorch==2.6.0\nflash_attn==2.8.0.post2", "'flash-attn==2.7.4.post1'"),
-        (f"{FLASH}\ntorch==2.7.0\nflash_attn==2.8.0.post2", "the wheel of flash-attn's releases"),
+        (
+            f"{FLASH}\ntorch==2.7.0\nflash_attn==2.8.0.post2",
+            "takes the release's wheel for this torch",
+        ),
         (NO_LINK, "try: sudo ldconfig && sudo ln -s libcuda.so.1 /usr/lib/x86_64-linux-gnu/"),
         (f"ann@fedora:~$ make\n{NO_LINK}", "ln -s libcuda.so.1 /usr/lib64/libcuda.so"),
         (f"microsoft-standard-WSL2\n{NO_LINK}", "LIBRARY_PATH=/usr/lib/wsl/lib"),

@@ -113,16 +113,17 @@ SIGNS = (
     _sign(
         "mac",
         "macos macosx darwin mps homebrew apple users frameworks library macbook imac mac macpro"
-        " osx colima orbstack % 2fusers",
+        " osx colima orbstack % 2fusers safari",
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
         # Prompts: of zsh on macOS, and of the names that it gives to a machine.
         r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
-        r"|\bmacpro\b|~/library/|%2fusers%2f"
+        # Chrome names itself Safari, too, but nobody is "in" that one.
+        r"|\bmacpro\b|~/library/|%2fusers%2f|\b(?:in|with|from) safari\b"
         r"|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
         r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
         "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
         "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
-        "|~/library/|%2fusers",
+        "|~/library/|%2fusers| safari",
     ),
     # Where in a training the program is, by its own names and a person's words.
     _sign(
@@ -176,10 +177,13 @@ SIGNS = (
     # The person has rebooted, and the error is still there.
     _sign(
         "rebooted",
-        "reboot rebooted rebooting restarting restarted",
-        r"\b(?:reboot(?:ed|ing)?|restart(?:ed|ing) (?:the )?(?:system|machine|computer|server))\b"
+        "reboot rebooted rebooting restarting restarted nvrm",
+        r"^(?:[^\n]{0,60}[$#] {0,2})?(?:sudo )?(?:(?:systemctl )?reboot|shutdown -r now)[ \t]*$"
+        # The kernel's log, in the first minute and a half after its start.
+        r"|\[ {1,4}\d{1,2}\.\d{6}\] nvrm: api mismatch"
+        r"|\b(?:reboot(?:ed|ing)?|restart(?:ed|ing) (?:the )?(?:system|machine|computer|server))\b"
         r"[^.\n]{0,60}(?:[,.;] ?)?\b(?:but|still|same|didn'?t|doesn'?t|does not|did not|no luck)\b",
-        "reboot|restarted|restarting",
+        "reboot|restarted|restarting|shutdown -r|nvrm: api mismatch",
     ),
     # The text tells of a container or image and of its host beside it.
     _sign(
@@ -256,6 +260,12 @@ SIGNS = (
         "podman-5-5",
         "podman",
         r"\bpodman(?: version)?:? {1,3}v?(?:5\.(?:[5-9]|[1-9]\d)|[6-9]\.\d)\b",
+    ),
+    # Ubuntu 22.04's and Debian 11's: they take the name of a CDI device for a file.
+    _sign(
+        "podman-old",
+        "podman",
+        r"\bpodman(?: versions?)? {0,2}[:=]? {0,2}v?(?:[1-3]\.\d|4\.0\b)",
     ),
     _sign("negativo17", "negativo17", r"\bnegativo17\b"),
     _sign("rootless", "rootless rootlesskit user", r"rootless|/run/user/\d{3,5}/docker\.sock"),
@@ -452,10 +462,10 @@ SIGNS = (
     # The driver is built in a container, not by the distribution's packages.
     _sign(
         "driver-container",
-        "driver",
-        r"\bdriver_version=\d{3}|\bdriver-daemonset\b|\bgpu-driver-container\b"
+        "driver operator",
+        r"\bdriver_version=\d{3}|\bdriver-daemonset\b|\bgpu-driver-container\b|\bgpu[- ]operator\b"
         r"|\bnvidia-driver-ctr\b",
-        "driver_version=|driver-daemonset|driver-container|driver-ctr",
+        "driver_version=|driver-daemonset|driver-container|driver-ctr|gpu-operator|gpu operator",
     ),
     _sign(
         "diffusers",
@@ -633,7 +643,13 @@ SIGNS = (
         "none of the inputs have",
     ),
     _sign("hyper-v", "hyper hyperv dxgkrnl", r"\bhyper-?v\b|dxgkrnl-dkms", "hyper|dxgkrnl-d"),
-    _sign("tcc", "tcc", r"\btcc +\|"),
+    # A card in Windows' driver model for computing alone.
+    _sign(
+        "tcc",
+        "tcc center centre datacenter",
+        r"\btcc +\||\b(?:tcc|data ?cent(?:er|re))(?: driver)? mode\b",
+        "tcc|data cent|datacent",
+    ),
     _sign("llama-python", "cpp llama", r"llama[-_]cpp[-_]python|site-packages[\\/]llama_cpp"),
     _sign("llamacpp", "ggml llama cpp gguf cu", r"\bggml[_.-]|llama[._]cpp|llama-(?:cli|server)"),
     _sign("jax", "jax jaxlib xla", r"\bjax(?:lib)?\b|\bxla"),
@@ -677,9 +693,9 @@ SIGNS = (
     ),
     _sign(
         "accelerate-launch",
-        "accelerate",
-        r"\baccelerate launch\b|accelerate[\\/]commands[\\/]launch",
-        "accelerate",
+        "accelerate process",
+        r"\baccelerate launch\b|accelerate[\\/]commands[\\/]launch|\blocal process index: \d",
+        "accelerate|local process index",
     ),
     _sign(
         "deepspeed-launch",
@@ -740,11 +756,14 @@ VALUES = (
     ),
     _sign(
         "driver",
-        "driver dkms nvrm module",
+        "driver drivers dkms nvrm module modules",
         r"(?:driver version[:=]? +|nvidia/|kernel module version +|nvidia-dkms[- ]|-m nvidia -v "
-        r"|the (?=\S+ nvidia driver))"
-        r"(\d{3}\.\d+(?:\.\d+)?)",
-        "driver version|nvidia/|kernel module version|nvidia-dkms|nvidia driver|-m nvidia -v",
+        r"|kernel modules version:?\s{1,4}|the (?=\S+ nvidia driver)"
+        r"|(?:[(,;*|] {0,2}|\n {0,8}|\b(?:nvidia|gpu|with|on|my|current|have|using|installed) )"
+        r"drivers?:? {1,4}v?)"
+        r"(\d{3}\.\d+(?:\.\d+)?)(?! (?:or|and|is) (?:newer|later|above|higher|required|needed))",
+        "driver version|nvidia/|kernel module version|nvidia-dkms|nvidia driver|-m nvidia -v"
+        "|kernel modules version|driver 4|driver 5|driver 6|driver: |drivers 4|drivers 5|drivers 6",
     ),
     _sign(
         "device",
@@ -963,6 +982,8 @@ CARD = re.compile(
 _TOGETHER = {
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
     "nixos-docker": ({"nixos", "docker-there"}, {"podman"}),
+    "jetson-ubuntu": ({"jetson", "ubuntu"}, set[str]()),
+    "rebooted-run-file": ({"rebooted", "run-file"}, {"lxc"}),
     "rebooted-debian": ({"rebooted", "debian"}, {"lxc"}),
     "rebooted-ubuntu": ({"rebooted", "ubuntu"}, set[str]()),
     "legacy-notebook": ({"legacy", "hosted-notebook"}, set[str]()),
@@ -1064,7 +1085,8 @@ class Context:
                 self.values[sign.name] = found[1]
         if self.family is None:
             families = (sign.name for sign in FAMILIES if _find(sign, words, whole, places))
-            self.family = next(families, None)
+            # Jetson's Linux is an Ubuntu.
+            self.family = next(families, "ubuntu" if "jetson" in self.signs else None)
         if self.python is None and any(word in words for word in PYTHON_WORDS):
             self.python = find_python(text)
         if self.python_version is None and any(word in words for word in VERSION_WORDS):
