@@ -18,6 +18,7 @@ passes: yes                       progress after it means that a retry succeeded
 general: line or log              it gives way to any other error on its line, or in the log
 general: advice                   as log, where the text itself advises: it hides those of log
 
+An expression may hold {PUBLIC_HOST}: the name of a server that the whole internet knows.
 A text may hold {name|what stands for it}: a named group of the pattern, a value of the context,
 "raiser" (the package of the last frame above the text), or "share" (of a GPU's memory).
 """
@@ -33,6 +34,7 @@ from typing import NamedTuple, get_args
 
 from labkit.host import packages
 from labkit.host.packages import Fix
+from labkit.known_errors.context import PUBLIC_HOSTS
 from labkit.known_errors.model import Certainty, KnownError, Variant
 
 FOLDER = Path(__file__).parent / "catalogs"
@@ -52,6 +54,9 @@ FAMILIES = tuple(packages.INSTALL_COMMANDS)
 _CERTAINTIES: Mapping[str, Certainty] = {each: each for each in get_args(Certainty)}
 _HEAD = re.compile(r"\[(?P<name>[\w-]+)\] ?(?P<certainty>\w*)")
 _LINE = re.compile(r"(?P<key>[a-z]+)(?:@(?P<condition>[\w-]+))?: ?(?P<text>.*)")
+_PUBLIC_HOST = (
+    rf"(?:[\w-]{{1,63}}\.){{0,5}}(?:{'|'.join(map(re.escape, PUBLIC_HOSTS))})(?![\w-]|\.\w)"
+)
 # What NVIDIA's catalog of Xid errors advises, by its name of the action.
 XID_FIXES = {
     "app": (
@@ -203,6 +208,8 @@ def _parse_block(lines: Sequence[str]) -> KnownError:
         elif condition:
             variants.append(_read_variant(condition, key, value))
         else:
+            if key in ("text", "unless"):
+                value = value.replace("{PUBLIC_HOST}", _PUBLIC_HOST)
             texts.setdefault(key, []).append(value)
     return _build_error(head["name"], head["certainty"], texts, variants, families)
 

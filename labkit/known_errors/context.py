@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -79,13 +80,15 @@ SIGNS = (
     ),
     _sign(
         "windows",
-        r"winerror dll windows win win10 win11 win32 wddm ps1 vcxproj :\ :/",
+        r"winerror dll windows win win10 win11 win32 wddm ps1 vcxproj :\ :/ 11001 11002",
         r"winerror|platform: win(?:dows|-)|\b[a-z]:\\|\.dll\b|\bwin1[01]\b"
         r"|\bwindows (?:home |pro |enterprise |server )?(?:1[01]|20\d\d)\b"
         r"|in wddm mode|\.ps1\b|\b[a-z]:/(?:program files|users/|windows/)|\.vcxproj\b"
         r"|operating systems?:?\s{1,4}windows\b|\bos:? {1,3}windows\b|\] on win32\b"
-        r"|\b(?:i'm|i am|am|using|running|have|use) (?:on |a )?windows\b",
-        "winerror|platform: win|:\\|.dll|windows |win10|win11|in wddm mode|.ps1"
+        r"|\b(?:i'm|i am|am|using|running|have|use) (?:on |a )?windows\b"
+        # Its error numbers of sockets.
+        r"|\berrno 1100[12]\b",
+        "errno 1100|winerror|platform: win|:\\|.dll|windows |win10|win11|in wddm mode|.ps1"
         "|:/program files|:/users/|:/windows/|.vcxproj|operating system|on win32| windows",
     ),
     _sign(
@@ -113,16 +116,17 @@ SIGNS = (
     _sign(
         "mac",
         "macos macosx darwin mps homebrew apple users frameworks library macbook imac mac macpro"
-        " osx colima orbstack % 2fusers safari",
+        " osx colima orbstack % 2fusers safari nodename",
         r"macos|darwin|/opt/homebrew|\bmps backend|\bapple m\d|(?:[\s\"'(]|://)/users/[a-z]"
         # Prompts: of zsh on macOS, and of the names that it gives to a machine.
         r"|/library/frameworks/|\b(?:macbook|imac|mac-(?:mini|studio))(?:-pro|-air)?\b"
         # Chrome names itself Safari, too, but nobody is "in" that one.
         r"|\bmacpro\b|~/library/|%2fusers%2f|\b(?:in|with|from) safari\b"
         r"|device=mps\b|\bon mps\b|/osx-(?:64|arm64)\b|platform: osx"
-        r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b",
-        "macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/|macbook|imac"
-        "|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
+        r"|^[\w.-]{1,40}@[\w.-]{1,60} [~/][\w./~-]* % |\bcolima\b|\borbstack\b"
+        r"|\bnodename nor servname\b",
+        "nodename nor|macos|darwin|/opt/homebrew|mps backend|apple m|/users/|/library/frameworks/"
+        "|macbook|imac|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
         "|~/library/|%2fusers| safari",
     ),
     # Where in a training the program is, by its own names and a person's words.
@@ -1307,6 +1311,42 @@ def name_driver(values: Mapping[str, str]) -> Mapping[str, str]:
     """
     needed = _read_version(values.get("needs"))
     return {"least": str(FIRST_BRANCHES[needed])} if needed in FIRST_BRANCHES else {}
+
+
+# The domains of servers that every name server of the internet knows, by their endings: if one does
+# not know it, the name is right.
+_PUBLIC = {
+    "ai": "ollama wandb",
+    "cn": "modelscope",
+    "co": "hf huggingface",
+    "com": "amazonaws anaconda cloudflarestorage docker github githubusercontent gitlab google"
+    " googleapis nvidia ollama openai ubuntu",
+    "dev": "pkg",
+    "io": "conda docker gcr ghcr k8s nvcr quay",
+    "org": "anaconda debian fedoraproject npmjs pypi pythonhosted pytorch",
+}
+PUBLIC_HOSTS = tuple(
+    f"{name}.{ending}" for ending, names in _PUBLIC.items() for name in names.split()
+)
+_SIMILAR = 0.85
+
+
+def correct_host(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The server that is ``meant`` by the name of an unknown ``host``, if one is named alike.
+
+    >>> correct_host({"host": "www.gihtub.com"})
+    {'meant': 'www.github.com'}
+    """
+    labels = values.get("host", "").lower().split(".")
+    # A name below another domain is compared with servers of as many labels.
+    for count in (2, 3):
+        name = ".".join(labels[-count:])
+        others = [each for each in PUBLIC_HOSTS if each.count(".") == count - 1]
+        swapped = [each for each in others if sorted(each) == sorted(name)]
+        alike = swapped or get_close_matches(name, others, 1, _SIMILAR)
+        if alike and name not in others:
+            return {"meant": ".".join([*labels[:-count], alike[0]])}
+    return {}
 
 
 _UNITS = {

@@ -15,6 +15,7 @@ from labkit.known_errors.catalog import find_status
 from labkit.known_errors.context import (
     Context,
     compare_versions,
+    correct_host,
     judge_memory,
     name_driver,
     suit_python,
@@ -253,6 +254,9 @@ def _list_matches(
         named |= {reason for reason in reasons if reason}
         if "free" in place.values and not _compute_share(place.values):
             named.add("nearly-full")
+        corrected = correct_host(place.values)
+        if corrected:
+            named.add("misspelled")
         named |= {f"{name}-{sign}" for name in named for sign in conditions}
         shown = {
             **values,
@@ -260,6 +264,7 @@ def _list_matches(
             **_compute_share(place.values),
             **suit_python(place.values),
             **name_driver(place.values),
+            **corrected,
             **_read_status(place.values),
         }
         adapted = error.adapt(conditions | named, shown, context.capability)
