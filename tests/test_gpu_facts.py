@@ -104,7 +104,8 @@ def test_the_oldest_is_asked_for_names_alone(tmp_path):
         }
     )
     assert probe_gpu(run, tmp_path) == GpuFacts(
-        "390.157", (Gpu("GeForce GTX 780", 0), Gpu("GeForce GTX 780", 1))
+        "390.157",
+        (Gpu("GeForce GTX 780", 0, None, (3, 5)), Gpu("GeForce GTX 780", 1, None, (3, 5))),
     )
 
 

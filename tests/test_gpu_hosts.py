@@ -140,7 +140,9 @@ BROKEN = {
     "no image and no network": {
         **docker_host(H200),
         "docker image inspect": fails("No such image"),
-        "docker pull": fails("Error response from daemon: lookup registry: no such host"),
+        "docker pull": fails(
+            "Error response from daemon: lookup registry-1.docker.io: no such host"
+        ),
     },
     "Podman without a specification": podman_host(H200),
     "Podman with the specification of an older driver": podman_host(

@@ -451,3 +451,30 @@ OTHER_SIZE = (
 )
 def test_where_the_program_is_and_runs_chooses_the_fix(text, said):
     assert said in show_first(text)
+
+
+NO_CODE = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
+OF_CPU = "AssertionError: Torch not compiled with CUDA enabled"
+
+
+@pytest.mark.parametrize("text", [NO_CODE, OF_CPU])
+@pytest.mark.parametrize(
+    ("card", "command"),
+    [
+        ("Tesla K80", "torch==2.3.1 torchvision==0.18.1 'numpy<2' --index-url {}/cu118"),
+        ("Tesla K40m", "torch==1.2.0 torchvision==0.4.0"),
+        ("NVIDIA GeForce GTX 780 Ti", "torch==1.2.0 torchvision==0.4.0"),
+        ("Quadro K2200", "torch torchvision --index-url {}/cu126"),
+        ("NVIDIA GeForce GTX 750 Ti", "torch torchvision --index-url {}/cu126"),
+    ],
+)
+def test_an_old_card_gets_the_newest_torch_that_has_code_for_it(card, command, text):
+    fix = explain_text(f"|   0  {card}  Off |\n{text}").describe()["found"][0]["fix"]
+    index = "https://download.pytorch.org/whl"
+    assert fix.partition("   #")[0] == f"pip install --force-reinstall {command.format(index)}"
+
+
+@pytest.mark.parametrize("text", [NO_CODE, OF_CPU])
+def test_a_card_without_any_torch_gets_no_build_for_cuda(text):
+    fix = explain_text(f"|   0  GeForce GTX 680  Off |\n{text}").describe()["found"][0]["fix"]
+    assert "/cu1" not in fix

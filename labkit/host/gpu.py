@@ -82,6 +82,19 @@ DISPLAY_CLASS = "0x03"  # VGA, 3D and other display controllers; not a card's so
 # For a driver that does not report the capability. Only series with a single architecture: an RTX
 # 2050 is not Turing, and a GTX 960M is not the same as a GTX 960.
 NAMES: tuple[tuple[str, Capability], ...] = (
+    # Kepler; of Quadro K620, K1200 and K2200 the chip is Maxwell's.
+    (r"\bK80\b", (3, 7)),
+    (
+        r"\b(?:Tesla )?K(?:20[cmsX]?|20Xm|40[cmst]?)\b|\bQuadro K(?:5200|6000)\b|\bGTX 780\b"
+        r"|\bGT 7[12]0\b|\bGTX TITAN(?: Black| Z)?$",
+        (3, 5),
+    ),
+    (
+        r"\bGTX (?:6[5-9]0|7[67]0)\b|\bGRID K(?:[12]|340|5[24]0)\b|\bTesla K10\b"
+        r"|\bQuadro K(?:420|600|2000|4000|4200|5000)\b",
+        (3, 0),
+    ),
+    (r"\bGTX 7[45]0\b|\bQuadro (?:K620|K1200|K2200)\b", (5, 0)),
     (r"GTX 9\d0\b|\bTesla M(4|6|40|60)\b|\bGTX TITAN X\b", (5, 2)),
     (r"\bP100\b", (6, 0)),
     (r"\bGTX? 10[3-8]0\b|\bTITAN Xp?\b|\bTesla P(4|6|40)\b|\bQuadro P\d{3,4}\b", (6, 1)),

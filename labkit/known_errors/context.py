@@ -1099,7 +1099,7 @@ class Context:
             self.package = find_built_package(text)
         if "card" not in self.values and any(word in words for word in CARD_WORDS):
             names = (found[0] for found in CARD.finditer(text))
-            known = (name for name in names if infer_capability(name) or KEPLER.search(name))
+            known = filter(infer_capability, names)
             if card := next(known, None):
                 self.values["card"] = card
 
@@ -1117,7 +1117,7 @@ class Context:
         if len(number) >= 2:
             return int(number[:-1]), int(number[-1])
         card = self.values.get("card", "")
-        if found := infer_capability(card) or ((3, 5) if KEPLER.search(card) else None):
+        if found := infer_capability(card):
             return found
         device = self.values.get("device")
         return infer_capability_of_device(int(device, 16)) if device else None
@@ -1158,6 +1158,7 @@ class Context:
         }
         if capability := self.capability:
             facts[name_architecture(capability).lower()] = True
+            facts["sm-{}{}".format(*capability)] = True
             facts["legacy"], facts["current"] = capability < (7, 5), capability >= (7, 5)
             facts["torch-fits"] = has_code(build, capability)
             facts["dropped"] = driver > 0 and is_dropped(capability, driver)
@@ -1434,7 +1435,6 @@ def advise_unknown(context: Context) -> str:
 
 # Older branches of the driver are no longer changed for new kernels.
 OLDEST_KEPT = 535
-KEPLER = re.compile(r"\bK[1-8]\d{1,3}\b|\bGTX? [67]\d0\b")
 
 
 # A sign stands so many characters around its part. So many places of a part are looked at in each
