@@ -803,3 +803,67 @@ def test_a_source_of_packages_for_kubernetes_does_not_make_a_machine_a_node():
 )
 def test_the_name_of_a_test_that_passed_is_no_error(line, found):
     assert bool(explain_text(line).found) is found
+
+
+FULL = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
+WENT_ON = {
+    "Ultralytics": (
+        f"{FULL}\nWARNING Reducing to batch=32 and retrying (1/3).\n"
+        "100 epochs completed in 0.713 hours."
+    ),
+    "fairseq": (
+        "| WARNING | fairseq.trainer | OOM: Ran out of memory with exception: CUDA out of memory."
+        " Tried to allocate 1.20 GiB\n| attempting to recover from OOM in forward/backward pass\n"
+        "| done training in 1200.3 seconds"
+    ),
+    "lm-eval": f"Detecting largest batch size\n{FULL}\nDetermined largest batch size: 8",
+    "accelerate": f"{FULL}\nDecreasing batch size to: 64.\n{{'train_runtime': 812.3, 'epoch': 3}}",
+    "a bar": f"{FULL}\nbatch size is now 64\nRunning: 100%|#######| 4000/4000 [10:00<00:00]",
+    "Lightning": f"{FULL}\nTrying batch size 16\n`Trainer.fit` stopped: `max_epochs=3` reached.",
+}
+
+
+@pytest.mark.parametrize("log", WENT_ON.values(), ids=WENT_ON.keys())
+def test_a_full_memory_after_which_the_program_ends_well_has_passed(log):
+    found = explain_text(log)
+    assert found.first is None
+    assert [each.error.name for each in found.passed] == ["gpu-memory-full"]
+
+
+def test_a_full_memory_after_the_last_retry_has_not_passed():
+    log = f"{WENT_ON['accelerate']}\n{FULL}"
+    assert explain_text(log).first.error.name == "gpu-memory-full"
+
+
+GUARDS = """\
+INFO: CUDA out of memory handler registered
+[INFO] installing CUDA out of memory hook
+[INFO] memory snapshot will be dumped on CUDA out of memory
+[INFO] trainer: oom_policy=retry on CUDA out of memory, halving the micro batch
+INFO: auto_scale_batch_size: will catch CUDA out of memory
+level=info msg="registering oom-kill event handler"
+INFO: watching for OOMKilled pods
+INFO: subscribed to oom_kill event
+oom_linux.go:1] registered for "Out of memory: Killed process" events
+expr: kube_pod_container_status_last_terminated_reason{reason="OOMKilled"} > 0
+systemd[1]: Started Userspace Out-Of-Memory (OOM) Killer.
+OOMPolicy=stop
+"""
+
+
+@pytest.mark.parametrize("line", GUARDS.splitlines())
+def test_what_only_announces_a_guard_shows_no_error(line):
+    assert explain_text(line).found == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.",
+        "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.",
+        "trainer-0   0/1   OOMKilled   3",
+        "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB; retry with less",
+    ],
+)
+def test_an_event_itself_shows_its_error(line):
+    assert explain_text(line).first

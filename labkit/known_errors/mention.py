@@ -73,6 +73,30 @@ _PASSED = re.compile(
 # A row of a table in a document, with a text alone in a cell.
 _CELL_BEFORE = re.compile(r"^\s*\|.*\|\s*[\"'`]?$")
 _CELL_AFTER = re.compile(r"[\"'`]?\s*\|.*\|\s*$")
+# A program announces what it does if the error comes: `oom-kill event handler registered`, `will
+# retry on ...`; a query of a monitor asks for it.
+_GUARD = (
+    r"(?:handlers?|hooks?|polic(?:y|ies)|watchers?|monitors?|observers?|callbacks?|guards?"
+    r"|listeners?|detection|protection|recovery|retry|retries|alerts?|events?|pods?)"
+)
+_GUARD_BEFORE = re.compile(
+    r"\b(?:regist(?:er|ers|ered|ering)|install(?:s|ed|ing)|subscrib(?:e|ed|ing)|attach(?:ed|ing)"
+    r"|watch(?:es|ing)?|listen(?:s|ing)?|enabl(?:es|ed|ing)|start(?:s|ed|ing))"
+    r" (?:to |for |on )?(?:an? |the )?[\"'`]?$",
+    re.IGNORECASE,
+)
+_GUARD_AFTER = re.compile(rf"[\"'`]?(?: \w{{1,12}})? {_GUARD}\b|[\"'`.,]?\s*$", re.IGNORECASE)
+_GUARD_SET = re.compile(
+    rf"[\"'`]?(?: \w{{1,12}})? {_GUARD}\b:? (?:(?:is|was|now) ){{0,2}}(?:registered|installed|armed"
+    r"|enabled|disabled|started|ready|active|set|initialized|loaded|on\b|off\b)"
+    r"|[\"'`]\}+ ?(?:[><]|==|\[\d)",
+    re.IGNORECASE,
+)
+_WILL_GO_ON = re.compile(
+    r"\b(?:retry|retries|falls? back|halves?|reduces?|dump(?:s|ed)?|stops?|restarts?) "
+    r"(?:on|upon|after|when)(?: an?)? (?:the )?[\"'`]?$|\b(?:will|to) catch (?:an? )?[\"'`]?$",
+    re.IGNORECASE,
+)
 # An exception as Python prints it: what follows its text explains the error, not a sentence.
 _EXCEPTION = re.compile(r"^\W{0,8}(?:\w+\.){0,8}\w{0,40}(?:Error|Exception): [^\"'`]{0,120}$")
 
@@ -95,6 +119,9 @@ def is_mention(before: str, after: str, start: str = "") -> bool:
         or _COMMAND.search(near)
         or _ABSENT.match(after)
         or _PASSED.match(after)
+        or _WILL_GO_ON.search(near)
+        or _GUARD_SET.match(after)
+        or (_GUARD_BEFORE.search(near) and _GUARD_AFTER.match(after))
         or (_CELL_BEFORE.match(near) and _CELL_AFTER.match(after))
         or (_SENTENCE.match(after) and not _EXCEPTION.match((before + start)[:200]))
     )
@@ -254,7 +281,9 @@ RETRY = re.compile(
 # After the text, on its line too: the program repeats the step with less, or leaves it out.
 RETRY_BELOW = re.compile(
     r"\bretrying\b|\b(?:trying|try) (?:again|with (?:a )?(?:smaller|lower|batch|tiled|fewer))"
-    r"|\btrying batch|\b(?:reduc|lower|halv|decreas)ing (?:the )?(?:\w{1,12} )?batch"
+    r"|\btrying batch|\bbatch.size is now \d"
+    r"|\b(?:reduc|lower|halv|decreas|determin|detect)(?:ing|ed) (?:the )?(?:\w{1,12} )?batch"
+    r"|\bto recover from (?:the )?(?:OOM|out.of.memory)"
     r"|\bskipping (?:this |the )?(?:batch|sample|step)|\bfalling back to\b",
     re.IGNORECASE,
 )
@@ -264,7 +293,8 @@ PROGRESS_WORDS = frozenset(
     b" startup started done saved epoch finished succeeded recovered reconnected healthy exporting"
     b" pulled available retries version distribution fetch install total giving ready healthy alive"
     b" reachable 200 201 204 ok connected established accepting listening registered synced joined"
-    b" loaded initialized request get built loss executed training".split()
+    b" loaded initialized request get built loss executed training determined completed fit 100"
+    b" runtime".split()
 )
 # In lower case: the step went on after a retry.
 PROGRESS = re.compile(
@@ -283,12 +313,14 @@ PROGRESS = re.compile(
     r"|\bnaming to \S+ done|\bsaved (?:checkpoint|model)"
     r"|\b(?:retry|attempt).{0,20}\bsucceeded"
     r"|\bbatch.size.{0,12}\bsucceeded"
+    r"|\bdetermined (?:the )?(?:\w{1,8} )?batch.size|\b\d+ epochs? completed in \d"
+    r"|\bdone training in \d|train_runtime['\": ]{1,4}\d|\bfit`? stopped: .?max_\w+"
     r"|\bprompt executed in \d|\btraining (?:finished|completed?|done)\b"
     r"|\breconnected\b|\brecovered\b|\bcontainer \S+ +(?:started|healthy)|\bdone in \d"
 )
 # In lower case: a step of a training is done.
 STEPS = re.compile(
-    r"\bepoch \d+|'loss': \d|\b(?:step|iter\w*|batch)\W{0,3}\d.{0,60}\bloss\W{0,3}\d"
+    r"\bepoch \d+|\b100%\||'loss': \d|\b(?:step|iter\w*|batch)\W{0,3}\d.{0,60}\bloss\W{0,3}\d"
 )
 # In lower case: the program gave up.
 FINAL = re.compile(
