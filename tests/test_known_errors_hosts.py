@@ -280,6 +280,27 @@ COMMANDS = {
         "pip install torch --index-url https://download.pytorch.org/whl/cu130",
         "pip install torch --index-url https://download.pytorch.org/whl/cu124",
     ),
+    "a pod's memory of processes": (
+        LogHost(signs=frozenset({"k8s"})),
+        "docker run --gpus all --shm-size=8g ...   # or less",
+        "in the pod's spec: resources.limits: nvidia.com/gpu: 1; an emptyDir with medium: Memory"
+        " and sizeLimit: 8Gi at /dev/shm   # or less",
+    ),
+    "a pod's variable": (
+        LogHost(signs=frozenset({"k8s"})),
+        "docker run -e NVIDIA_DISABLE_REQUIRE=1 --privileged ...",
+        "in the pod's spec: env: NVIDIA_DISABLE_REQUIRE = 1; securityContext.privileged: true",
+    ),
+    "an option that no pod has": (
+        LogHost(signs=frozenset({"k8s"})),
+        "docker run --gpus all --ulimit memlock=-1 ...",
+        "docker run --gpus all --ulimit memlock=-1 ...",
+    ),
+    "docker beside Kubernetes": (
+        LogHost(signs=frozenset({"k8s", "docker-there"})),
+        "docker run --privileged ...",
+        "docker run --privileged ...",
+    ),
     "Proxmox": (
         LogHost(signs=frozenset({"pve"})),
         "sudo apt-get install linux-headers-$(uname -r)",
@@ -351,3 +372,27 @@ def test_in_a_notebook_each_command_has_a_line_of_its_own():
     fix = explain_text(text).describe()["found"][0]["otherwise"]
     assert "; then, in a line of its own: %pip install" in fix
     assert "&& %pip" not in fix
+
+
+OF_POD = "    Last State:     Terminated\n      Reason:       OOMKilled\n      Exit Code:    137\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OF_POD,
+        f"$ kubectl describe pod trainer-0\n{OF_POD}",
+        "trainer-0   0/1   OOMKilled   3 (2m ago)   10m",
+        "    lastState:\n      terminated:\n        exitCode: 137\n        reason: OOMKilled\n",
+    ],
+)
+def test_a_pod_gets_kubernetes_own_limit(text):
+    shown = explain_text(text).describe()["found"][0]
+    for part in ("kubectl describe pod", "kubectl top pod", "resources.limits.memory"):
+        assert part in shown["fix"]
+    assert "docker" not in shown["fix"]
+
+
+def test_a_container_of_docker_gets_dockers_limit():
+    fix = explain_text('"State": {"OOMKilled": true, "ExitCode": 137}').describe()["found"][0]
+    assert "docker update --memory" in fix["fix"]

@@ -93,6 +93,8 @@ class LogHost:
         command = self._add_toolkit_source(self._complete_torch(command))
         if "vllm-python" in self.signs:
             command = _write_as_arguments(command)
+        if "k8s" in self.signs and "docker-there" not in self.signs:
+            command = _write_for_pod(command)
         command = self._choose_python(self._translate(command))
         fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
         if self.system == "windows" and not {"powershell", "cmd"} & self.signs:
@@ -374,6 +376,39 @@ def _write_step(fix: str) -> str:
         return fix
     said = " in the Dockerfile, before the step that failed"
     return f"{step}{COMMENT}{said}{';' + comment if mark else ''}"
+
+
+# The options of docker run by their place in a pod's spec.
+_IN_POD: Mapping[str, str] = {
+    r"--gpus[= ](?:all|'?\S+'?)": "resources.limits: nvidia.com/gpu: 1",
+    r"--shm-size[= ](\d+)g": "an emptyDir with medium: Memory and sizeLimit: {}Gi at /dev/shm",
+    r"(?:-e|--env)[= ](\w+)=([^\s'\"]+)": "env: {} = {}",
+    r"--cap-add[= ](\w+)": "securityContext.capabilities.add: [{}]",
+    r"--privileged": "securityContext.privileged: true",
+    r"--ipc[= ]host": "hostIPC: true",
+    r"--(?:network|net)[= ]host": "hostNetwork: true",
+    r"--user[= ]root": "securityContext.runAsUser: 0",
+}
+_RUN = re.compile(r"docker run (?P<options>(?:-[^\s]+(?:[= ](?!-|\.\.\.)\S+)? )+)\.\.\.$")
+
+
+def _write_for_pod(command: str) -> str:
+    """The options of ``docker run`` as a pod's spec names them, if it has one for each.
+
+    >>> _write_for_pod("docker run --gpus all --ipc=host ...")
+    "in the pod's spec: resources.limits: nvidia.com/gpu: 1; hostIPC: true"
+    """
+    found = _RUN.match(command)
+    rest, settings = found["options"] if found else "", []
+    while rest:
+        for pattern, setting in _IN_POD.items():
+            if option := re.match(rf"{pattern} ", rest):
+                settings.append(setting.format(*option.groups()))
+                rest = rest[option.end() :]
+                break
+        else:
+            return command
+    return f"in the pod's spec: {'; '.join(settings)}" if settings else command
 
 
 def _mark_linux(text: str) -> str:

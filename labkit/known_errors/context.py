@@ -325,11 +325,16 @@ SIGNS = (
     _sign("fresh", "run", r"\b(?:docker|podman|nerdctl)(?: container)? run\b"),
     _sign(
         "k8s",
-        "kubelet kubectl kubernetes k8s microk8s pod pods kuberay openshift daemonset operator",
+        "kubelet kubectl kubernetes k8s microk8s pod pods kuberay openshift daemonset operator"
+        " kubepods oomkilled crashloopbackoff imagepullbackoff laststate qos",
         # A source of packages for Kubernetes says nothing about this machine.
         r"kubelet|kubectl|(?<!apt\.)kubernetes(?!-xenial)|(?<!pkgs\.)\b(?:micro)?k8s\b|\bpods?\b"
-        r"|kuberay|openshift|\b(?:gpu|network)-operator\b|-daemonset\b",
-        "kubelet|kubectl|kubernetes|k8s|pod|kuberay|openshift|-operator|-daemonset",
+        r"|kuberay|openshift|\b(?:gpu|network)-operator\b|-daemonset\b|\bkubepods\b"
+        # A pod's state as kubectl shows it.
+        r"|\breason: +oomkilled|\d/\d +oomkilled|crashloopbackoff|imagepullbackoff|\blaststate:"
+        r"|\bqos class:",
+        "reason:|oomkilled|loopback|pullback|laststate|qos class"
+        "|kubelet|kubectl|kubernetes|k8s|pod|kuberay|openshift|-operator|-daemonset",
     ),
     # Parts of many words: these are looked for where the text has them whole.
     _sign("k8s", "aks eks gke ocp", r"\b(?:aks|eks|gke|ocp)\b"),
