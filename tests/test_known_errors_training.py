@@ -454,3 +454,49 @@ def test_a_type_of_numpy_is_not_joined_to_a_word():
     said = show("TypeError: can't convert np.ndarray of type numpy.object_. The only supported")
     assert "typeobject_" not in said
     assert "rows of different lengths" in said
+
+
+def write_crash(frame, error="Segmentation fault"):
+    return (
+        f"Fatal Python error: {error}\n\n"
+        "Thread 0x00007f2b (most recent call first):\n"
+        '  File "/usr/lib/python3.12/threading.py", line 359 in wait\n\n'
+        "Current thread 0x00007f1c [python] (most recent call first):\n"
+        f'  File "{frame}", line 12 in f\n  File "/home/a/train.py", line 3 in <module>\n'
+        f"{error} (core dumped)\n"
+    )
+
+
+PACKAGES = "/home/a/venv/lib/python3.12/site-packages"
+CRASHES = {
+    "torch": (f"{PACKAGES}/torch/nn/modules/conv.py", "torch.utils.collect_env"),
+    "OpenCV": (f"{PACKAGES}/cv2/__init__.py", "pip list | grep -i opencv"),
+    "NumPy": (f"{PACKAGES}/numpy/linalg/_linalg.py", "numpy.show_config()"),
+    "another one": (f"{PACKAGES}/sentencepiece/__init__.py", "pip show sentencepiece"),
+    "one of another name": (f"{PACKAGES}/sklearn/cluster/_k.py", "pip show scikit-learn"),
+    "a script": ("/home/a/model.py", "gdb -batch"),
+}
+
+
+@pytest.mark.parametrize("error", ["Segmentation fault", "Aborted"])
+@pytest.mark.parametrize(("frame", "command"), CRASHES.values(), ids=CRASHES.keys())
+def test_a_crash_with_its_lines_names_the_innermost_ones_package(frame, command, error):
+    found = explain_text(write_crash(frame, error))
+    assert found.first.error.name == "native-crash-traced"
+    fix = found.describe()["found"][0]["fix"]
+    assert command in fix
+    assert "faulthandler" not in fix
+
+
+def test_a_crash_of_windows_with_its_lines_names_the_package():
+    text = (
+        "Windows fatal exception: access violation\n\nCurrent thread 0x00001f (most recent call"
+        ' first):\n  File "C:\\ai\\venv\\Lib\\site-packages\\onnxruntime\\capi\\x.py", line 3 in r'
+    )
+    fix = explain_text(text).describe()["found"][0]["fix"]
+    assert "pip show onnxruntime" in fix
+
+
+def test_a_crash_without_lines_asks_for_them():
+    fix = explain_text("Segmentation fault (core dumped)").describe()["found"][0]["fix"]
+    assert "-X faulthandler" in fix

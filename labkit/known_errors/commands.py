@@ -242,7 +242,7 @@ class LogHost:
                 command,
             )
         command = re.sub(
-            rf"{_START}(?:python3? -m )?pip (?=[a-z]+ )",
+            rf"{_START}(?:python3? -m )?pip (?=[a-z]+(?:[ ;,)]|$))",
             lambda _: f"{python} -m pip ",
             command,
         )
