@@ -350,3 +350,54 @@ def test_options_of_vllm_are_arguments_where_python_makes_the_engine(fix, writte
 def test_each_launcher_writes_a_log_for_each_process(launcher, written):
     fix = "torchrun --log-dir logs --tee 3 your_program.py"
     assert Context({launcher}).describe_host(UNKNOWN).write(fix) == written
+
+
+API = "wandb: ERROR Error while calling W&B API:"
+TRACKERS = {
+    "no project": (f"{API} project not found (<Response [404]>)", "entity="),
+    "no right": (f"{API} permission denied (<Response [403]>)", "entity="),
+    "no entity": (f"{API} entity ann not found during upsertBucket", "entity="),
+    "no login": (f"{API} user is not logged in (<Response [401]>)", "wandb login --relogin"),
+    "a wrong key": ("wandb: ERROR API key must be 40 characters long, yours was 86", "--relogin"),
+    "no run": ("wandb.errors.CommError: run ann/lab/3f2a not found", "wandb.Api().run("),
+    "too many": ("wandb: 429 encountered (Filestream rate limit exceeded)", "every 50 steps"),
+    "no network": ("wandb: Network error (ConnectTimeout), entering retry loop.", "wandb sync"),
+    "MLflow": (
+        "mlflow.exceptions.MlflowException: API request to endpoint /api/2.0/mlflow/runs/create"
+        " failed with error code 403 != 200. Response body: Forbidden",
+        "MLFLOW_TRACKING_USERNAME",
+    ),
+    "no server of MLflow": (
+        "API request to http://127.0.0.1:5000/api/2.0/mlflow/experiments/get-by-name failed with"
+        " exception HTTPConnectionPool(host='127.0.0.1', port=5000): Max retries exceeded",
+        "MLFLOW_TRACKING_URI",
+    ),
+    "Comet": ("COMET ERROR: The given API key abc is invalid on www.comet.com", "COMET_API_KEY"),
+    "Neptune": ("neptune.exceptions.NeptuneMissingApiTokenException", "NEPTUNE_API_TOKEN"),
+    "ClearML": ("It seems ClearML is not configured on this machine!", "clearml-init"),
+    "the hub, to write": (
+        "huggingface_hub.errors.HfHubHTTPError: 403 Forbidden: You don't have the rights to create"
+        ' a model under the namespace "ann".\nCannot access content at: https://huggingface.co/a',
+        "hf auth whoami",
+    ),
+    "the hub, a second time": ("You already created this model repo", "exist_ok=True"),
+    "the hub's credits": ("You have exceeded your monthly included credits", "next month"),
+    "the hub's git": ("Your push was rejected because it contains binary files", "hf upload"),
+    "half a file": (
+        "HfHubHTTPError: 416 Client Error: Requested Range Not Satisfiable for url: https://x",
+        "--force-download",
+    ),
+    "a gated model": (
+        "403 Forbidden: Please enable access to public gated repositories in your fine-grained"
+        " token settings to view this repository.\nCannot access content at: https://"
+        "huggingface.co/a/b/resolve/main/config.json.\nMake sure your token has the correct"
+        " permissions.",
+        "gated repo",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), TRACKERS.values(), ids=TRACKERS.keys())
+def test_what_a_tracker_or_a_hub_refuses_is_known(text, said):
+    shown = explain_text(text).describe()["found"][0]
+    assert said in f"{shown['fix']} {shown['otherwise']}"
