@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from labkit.host.distribution import UNKNOWN
@@ -321,3 +323,47 @@ def test_what_another_program_says_of_its_gpu_support_is_not_ollamas():
 def test_the_command_names_the_package_that_is_built():
     assert find_built_package(f"(x) u@h:~$ pip install causal_conv1d\n{BUILD}") == "causal-conv1d"
     assert find_built_package("$ pip install a\n$ pip install b\nbuild wheel: error") is None
+
+
+SRUN = "srun: error: gpu01: task 3: Exited with exit code 1"
+OF_SRUN = {
+    "a variable": (
+        "PYTORCH_CUDA_ALLOC_CONF: reserved but unallocated memory is large\n"
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of"
+        " which 1.00 GiB is free. Of the allocated memory 60 GiB is allocated by PyTorch, and 15.2"
+        " GiB is reserved by PyTorch but unallocated.",
+        r"^export PYTORCH_CUDA_ALLOC_CONF=\S+   # in the job's script, before srun;",
+    ),
+    "a command with a variable": (
+        "RuntimeError: CUDA error: an illegal memory access was encountered",
+        r"^export CUDA_LAUNCH_BLOCKING=1 && srun --export=ALL python your_program\.py",
+    ),
+    "no variables of torch": (
+        "ValueError: Error initializing torch.distributed using env:// rendezvous: environment"
+        " variable RANK expected, but not set",
+        r"RANK=\$SLURM_PROCID WORLD_SIZE=\$SLURM_NTASKS LOCAL_RANK=\$SLURM_LOCALID",
+    ),
+    "a port": (
+        "torch.distributed.DistNetworkError: The server socket has failed to listen on any local"
+        " network address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE",
+        r"^export MASTER_PORT=\$\(\(20000 \+ SLURM_JOB_ID % 20000\)\)   # in the job's script",
+    ),
+    "each one's output": (
+        "store->get('0') got error: Connection reset by peer, ncclUniqueId from [0] via c10d",
+        r"srun --output=%x-%j-%t\.log",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "pattern"), OF_SRUN.values(), ids=OF_SRUN.keys())
+@pytest.mark.parametrize("sign", [SRUN, "$ srun --ntasks=4 python train.py", "SLURM_PROCID=3"])
+def test_processes_of_srun_get_its_own_commands(sign, text, pattern):
+    found = explain_text(f"{sign}\n{text}")
+    shown = found.describe()["found"][0]
+    assert re.search(pattern, shown["fix"]), shown["fix"]
+    assert "torchrun --standalone" not in shown["fix"]
+
+
+def test_a_torchrun_under_srun_stays():
+    text = f"{SRUN}\n$ srun torchrun --nnodes=2 train.py\n{OF_SRUN['no variables of torch'][0]}"
+    assert explain_text(text).describe()["found"][0]["fix"].startswith("torchrun --nproc-per-node")

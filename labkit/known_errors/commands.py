@@ -105,6 +105,8 @@ class LogHost:
             return f"{fix}{'; ' if mark else COMMENT + ' '}{_RESTART}"
         if "image-build" in self.signs:
             return _write_step(fix)
+        if "srun" in self.signs and re.fullmatch(rf"export {_ASSIGNMENTS}", command):
+            return f"{command}{COMMENT} in the job's script, before srun;{comment or ' then again'}"
         if {"inside", "app-folder"} & self.signs and self.system == "linux":
             return _install_in_image(_name_host(fix))
         return fix
@@ -112,6 +114,8 @@ class LogHost:
     def _name_tools(self, fix: str) -> str:
         """The fix with the launcher and the package tool that the log shows."""
         for sign in _TOOLS_OF_LOG:
+            if sign == "srun" and STARTERS & self.signs:
+                continue
             if sign in self.signs:
                 for pattern, replacement in _TOOLS_OF_LOG[sign]:
                     fix = re.sub(pattern, replacement, fix)
@@ -498,6 +502,27 @@ _TOOLS_OF_LOG: Mapping[str, _Replacements] = {
         (r"\btorchrun --nproc[-_]per[-_]node=", "deepspeed --num_gpus="),
         (r"\btorchrun (?=your_program)", "deepspeed "),
     ),
+    "srun": (
+        (
+            r"\btorchrun --standalone (?:--nproc[-_]per[-_]node=(?:<[^>]+>|\w+) )?your_program",
+            "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) && srun python your_program",
+        ),
+        (
+            r"\btorchrun --log-dir logs --tee 3 (?=your_program)",
+            "srun --label --output=%x-%j-%t.log python ",
+        ),
+        (
+            r"\btorchrun --nproc[-_]per[-_]node=(<[^>]+>|\w+) (?=your_program)",
+            r"srun --ntasks-per-node=\1 --gpus-per-node=\1 python ",
+        ),
+        (r"\btorchrun:? --log-dir logs --tee 3\b", "srun --output=%x-%j-%t.log"),
+        (r"\btorchrun (?=your_program)", "python "),
+        (
+            r"(?:^|(?<=; )|(?<=: ))((?:[A-Z]\w*=\S+ )+)(?=python (?:-X \w+ )?your_program\.py)",
+            r"export \1&& srun --export=ALL ",
+        ),
+        (r"(?:^|(?<=; )|(?<=: ))(?=python (?:-X \w+ )?your_program\.py)", "srun "),
+    ),
     "tune-run": (
         (
             r"\btorchrun --standalone your_program\.py",
@@ -509,6 +534,8 @@ _TOOLS_OF_LOG: Mapping[str, _Replacements] = {
         ),
     ),
 }
+# Programs that start the processes of a node themselves: under srun, too.
+STARTERS = frozenset({"torchrun", "accelerate-launch", "deepspeed-launch", "lightning"})
 _BY_FAMILY: Mapping[str, _Replacements] = {
     "fedora": (
         (r"sudo update-initramfs -u(?: -k all)?", "sudo dracut --force --regenerate-all"),

@@ -24,6 +24,7 @@ from labkit.host.packages import FIRST_BRANCHES, is_dropped
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors.commands import (
     SOURCES,
+    STARTERS,
     LogHost,
     System,
     find_built_package,
@@ -712,6 +713,21 @@ SIGNS = (
         r"deepspeed[\\/]launcher|\bdeepspeed --|^[^\n]{0,40}[$#] deepspeed \S|\[launch\.py:\d",
         "deepspeed",
     ),
+    # Slurm's srun starts each process itself, unless it starts one torchrun on each node.
+    _sign(
+        "srun",
+        "srun slurm_procid slurm_localid slurm_ntasks procid localid ntasks",
+        r"\bsrun: (?:error|job|warning|launch|step|terminating|force)"
+        r"|\bsrun (?:\S{1,60} ){0,12}python|\bslurm_(?:procid|localid|ntasks)\b",
+        "srun: |srun |slurm_procid|slurm_localid|slurm_ntasks",
+    ),
+    _sign(
+        "torchrun",
+        "torchrun elastic launch run",
+        r"\btorchrun\b|torch[./]distributed[./](?:run|launch|elastic)\b",
+        "torchrun|distributed.run|distributed/run|distributed.launch|distributed/launch"
+        "|distributed.elastic|distributed/elastic",
+    ),
     _sign("tune-run", "torchtune tune", r"\btune run\b|torchtune", "tune"),
     _sign("flash-2-8", "attn", r"\bflash[_-]attn\W{1,20}2\.8\.\d", "flash"),
     _sign(
@@ -989,6 +1005,7 @@ CARD = re.compile(
 
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
+    "srun-alone": ({"srun"}, set(STARTERS)),
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
     "nixos-docker": ({"nixos", "docker-there"}, {"podman"}),
     "jetson-ubuntu": ({"jetson", "ubuntu"}, set[str]()),
