@@ -24,6 +24,25 @@ OTHERS = {
     "arch": "apt|apt-get|apt-cache|dpkg|zypper|dnf|update-initramfs|update-grub",
     "alpine": "apt|apt-get|apt-cache|dpkg|pacman|zypper|dnf|update-initramfs",
 }
+# Programs and variables that these systems do not have, wherever a command or the comment beside it
+# names them.
+BEGIN = r"(?:^|&& |& |; |: |\| |\()(?:sudo )?"
+NOT_ON_WINDOWS = re.compile(
+    rf"{BEGIN}(?:head|tail|grep|awk|sed|xargs|ls|cat|lsof|fuser|ldd|ulimit|nohup|tmux|chmod|chown|free"
+    r"|df|dmesg|which|source|unset|du|pkill|kill|pgrep|touch|cp|mv|ln|ubuntu-drivers|apt-file) "
+    r"|(?<!-e )LD_LIBRARY_PATH|LD_PRELOAD|(?:^|[;&:] )export \w+="
+    r"|\| ?(?:sh|bash|tail|head|grep|sort|xargs)\b"
+)
+NOT_ON_MAC = re.compile(
+    rf"{BEGIN}(?:ubuntu-drivers|prime-select|apt(?:-get|-file|-key)?|dnf|systemctl|modprobe|dmesg|ldd"
+    r"|free|journalctl|ldconfig|lspci|update-\w+|usermod|getent|resolvectl|ss|fuser|strace|dkms"
+    r"|timedatectl|lsmod|mokutil|nvidia-smi|snap) |(?<!-e )(?<!DY)LD_LIBRARY_PATH|/proc/|/dev/shm;"
+)
+# What a container or another system is told, and what only names a variable.
+SAID = re.compile(
+    r"^(?:in|on) Linux|on (?:the|every|each) [\w ]{0,12}(?:host|node|machine)|resources\.limits"
+    r"|volumeMounts|/usr/lib/aarch64-linux-gnu/tegra"
+)
 HOSTS = {
     "windows": (Context({"windows"}), WINDOWS),
     "powershell": (Context({"windows", "powershell"}), rf"{WINDOWS}|&&|(?:^|; )set \"|%\w+%"),
@@ -109,6 +128,50 @@ def test_no_command_contradicts_the_host(name):
         if not is_foreign and not is_of_one_system(error):
             wrong.append(f"{error.name}: {command}")
     assert not wrong, f"{len(wrong)} commands do not fit {name}:\n" + "\n".join(sorted(set(wrong)))
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("windows", NOT_ON_WINDOWS),
+        ("powershell", NOT_ON_WINDOWS),
+        ("portable", NOT_ON_WINDOWS),
+        ("mac", NOT_ON_MAC),
+    ],
+)
+def test_no_program_is_advised_that_the_system_lacks(name, missing):
+    context, _ = HOSTS[name]
+    wrong = {
+        f"{error.name}: {fix}"
+        for _, error, fix in list_fixes(context)
+        if not SAID.search(fix) and missing.search(fix.partition("   #")[0])
+    }
+    assert wrong == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("windows", r"LD_(?:LIBRARY_PATH|PRELOAD)|(?:^|[;&:] )export \w+=|\| (?:grep|head|tail) "),
+        (
+            "mac",
+            r"(?:sudo |: )(?:systemctl|ldconfig|modprobe|dmesg|ubuntu-drivers|apt-get install) ",
+        ),
+    ],
+)
+def test_no_comment_names_a_program_that_the_system_lacks(name, missing):
+    context, _ = HOSTS[name]
+    wrong = {
+        f"{error.name}: {fix}"
+        for area, error, fix in list_fixes(context)
+        if area not in LINUX_ONLY
+        and not SAID.search(fix)
+        and any(
+            re.search(missing, part) and not re.search("container|Linux|macOS|WSL", part)
+            for part in fix.partition("   #")[2].split("; ")
+        )
+    }
+    assert wrong == set()
 
 
 @pytest.mark.parametrize("family", INSTALL_COMMANDS)
@@ -235,6 +298,48 @@ COMMANDS = {
         LogHost("windows"),
         "env | grep -iE 'pip|proxy'   # shows it",
         'set | findstr /i "pip proxy"   # shows it',
+    ),
+    "the start of a file": (
+        LogHost("windows"),
+        "head -c 200 <the file>   # text?",
+        "powershell -c \"Get-Content -TotalCount 5 '<the file>'\"   # text?",
+    ),
+    "a search in a file": (
+        LogHost("windows"),
+        "grep -nE 'FROM|COPY' Dockerfile",
+        'findstr /n /i "FROM COPY" Dockerfile',
+    ),
+    "a change of a file": (
+        LogHost("windows", signs=frozenset({"powershell"})),
+        "sed -i 's/-std=c++14/-std=c++17/g' setup.py && pip install .",
+        "(Get-Content setup.py) -replace '-std=c++14', '-std=c++17' | Set-Content setup.py;"
+        " pip install .",
+    ),
+    "files to move": (
+        LogHost("windows"),
+        "mv ~/.cache/whisper /tmp/whisper",
+        r"move %USERPROFILE%\.cache\whisper %TEMP%\whisper",
+    ),
+    "only of Linux": (
+        LogHost("windows"),
+        "tmux new -s train",
+        "in Linux (WSL): tmux new -s train",
+    ),
+    "a comment for Linux": (
+        LogHost("windows"),
+        "pip install x   # then: export LD_LIBRARY_PATH=/usr/lib/y; one version only",
+        "pip install x   # one version only",
+    ),
+    "sed on a Mac": (LogHost("mac"), "sed -i 's/a/b/' x.py", "sed -i '' 's/a/b/' x.py"),
+    "a driver's tool on a Mac": (
+        LogHost("mac"),
+        "sudo ubuntu-drivers install   # then reboot",
+        "on Linux: sudo ubuntu-drivers install   # then reboot",
+    ),
+    "a loader's path on a Mac": (
+        LogHost("mac"),
+        "LD_LIBRARY_PATH=<it>/lib <the command>   # or: sudo ldconfig",
+        "DYLD_LIBRARY_PATH=<it>/lib <the command>",
     ),
     "quotes": (LogHost("windows"), "pip install 'numpy<2'", 'pip install "numpy<2"'),
     "the loader's path": (

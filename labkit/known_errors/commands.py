@@ -36,9 +36,12 @@ _OF_LINUX = re.compile(
     r"|systemctl|journalctl|modprobe|rmmod|lsmod|modinfo|dmesg|ldconfig|lspci|lsusb|mokutil|dkms"
     r"|update-[a-z-]+|nvidia-ctk|nvidia-modprobe|nvidia-persistenced|ldd|strace|sysctl|mount|umount"
     r"|chmod|chown|ulimit|usermod|getent|loginctl|setenforce|setsebool|sh|bash|free|lsof|fuser|tee"
-    r"|swapoff|swapon|fallocate|patchelf|rocminfo|vainfo|ip|ss|unshare|ln|resolvectl"
-    r"|export LD_(?:LIBRARY_PATH|PRELOAD)|unset LD_(?:LIBRARY_PATH|PRELOAD)|cat /|ls (?:-\w+ )?/)"
-    r"(?![\w-])"
+    r"|swapoff|swapon|fallocate|patchelf|rocminfo|vainfo|ip|ss|unshare|ln|resolvectl|ubuntu-drivers"
+    r"|prime-select|apt-file|apt-key|add-apt-repository|timedatectl|hostnamectl|akmods|dracut|dcgmi"
+    r"|mkinitcpio|nvidia-(?:xconfig|bug-report\.sh|container-cli|cuda-mps-control|settings)"
+    r"|export LD_(?:LIBRARY_PATH|PRELOAD)|unset LD_(?:LIBRARY_PATH|PRELOAD))(?![\w-])"
+    rf"|{_START}(?:sudo )?(?:cat|ls|find|head|tail|grep)(?: -\w+)* "
+    r"/(?:proc|sys|dev|etc|usr|lib|run|var|opt|(?= ))"
 )
 _OF_HOST = re.compile(
     rf"{_START}(?:sudo )?(?:systemctl|modprobe|rmmod|mokutil|dkms|nvidia-ctk|nvidia-modprobe|docker"
@@ -96,7 +99,8 @@ class LogHost:
         if "k8s" in self.signs and "docker-there" not in self.signs:
             command = _write_for_pod(command)
         command = self._choose_python(self._translate(command))
-        fix = f"{command}{mark}{self._translate(comment, is_comment=True)}"
+        comment = self._translate(comment, is_comment=True)
+        fix = f"{command}{mark}{comment}" if comment.strip() else command
         if self.system == "windows" and not {"powershell", "cmd"} & self.signs:
             fix = _name_powershell(fix)
         if "hosted-notebook" in self.signs and _OF_PROVIDER.match(fix):
@@ -187,7 +191,9 @@ class LogHost:
             return shell.translate(text, is_comment=is_comment)
         if self.system == "mac":
             text = _install(text, "brew")
-            return text if is_comment or text.startswith("lsof ") else _mark_linux(text)
+            if is_comment:
+                return _leave_out(text, _LINUX_ON_MAC, _KEPT_ON_MAC)
+            return text if text.startswith("lsof ") else _write_for_mac(text)
         if tool := self._find_tool():
             text = _install(text, tool)
         for pattern, replacement in self._list_replacements():
@@ -415,8 +421,17 @@ def _write_for_pod(command: str) -> str:
     return f"in the pod's spec: {'; '.join(settings)}" if settings else command
 
 
-def _mark_linux(text: str) -> str:
-    return f"on Linux: {text}" if _OF_LINUX.search(text) else text
+_ON_LINUX_PATH = re.compile(r"(?<![\w.~:>/-])/(?:proc|sys|dev/shm|etc/(?:apt|docker|nvidia))\b")
+
+
+def _write_for_mac(command: str) -> str:
+    """The command for macOS: its sed, and whose machine is meant where it has no such program."""
+    command = re.sub(rf"{_START}sed -i (?=[\"'])", "sed -i '' ", command)
+    if _OF_LINUX.search(command) or _ON_LINUX_PATH.search(command):
+        return f"on Linux: {command}"
+    if re.search(rf"{_START}(?:sudo )?nvidia-smi\b", command):
+        return f"on the machine with the NVIDIA GPU: {command}"
+    return re.sub(r"(?<!-e )(?<!\w)LD_LIBRARY_PATH\b", "DYLD_LIBRARY_PATH", command)
 
 
 # The install command of each tool, and the column of its names in the table.
@@ -607,7 +622,9 @@ _PODMAN: _Replacements = (
 
 _COMMANDS = (
     r"(?:(?:python3?|pip|torchrun|ollama|uv|conda|cmake|make|accelerate|vllm|docker|comfy|pixi|nvcc"
-    r"|julia|node|npm|nvidia-smi|set|git|hf|echo|dir|type|wsl|py|rmdir|winget|\.venv)\b|\$env:"
+    r"|julia|node|npm|nvidia-smi|set|git|hf|echo|dir|type|wsl|py|rmdir|winget|\.venv|fsutil|move"
+    r"|copy|xcopy|nslookup|findstr|powershell|systeminfo|netstat|tasklist|kubectl|sqlite3|del|webui"
+    r"|where|uvx?|poetry|conda)\b|\$env:"
     r"|<the (?:command|program|build)|\./|[\w.-]+\.(?:py|exe)\b)"
 )
 _PROGRAM = rf"(?={_COMMANDS})"
@@ -625,6 +642,10 @@ _LINUX_PATH = re.compile(
 _FAULTS_OF_GPU = r"wevtutil qe System /c:20 /rd:true /f:text | findstr /i nvlddmkm"
 
 
+# A quotation mark of PowerShell's, while those of Linux' shells are replaced.
+_QUOTE = "\0"
+
+
 class _Windows:
     """Translates commands of a shell to cmd.exe or PowerShell."""
 
@@ -636,8 +657,11 @@ class _Windows:
         text = _install(text, "winget")
         for pattern, replacement in _WITHOUT_LINUX:
             text = re.sub(pattern, replacement, text)
-        if _OF_LINUX.search(text) or "$(" in text or _LINUX_PATH.search(text):
-            return text if is_comment else f"in Linux (WSL): {text}"
+        if is_comment:
+            text = _leave_out(text, _LINUX_IN_COMMENT, _KEPT_ON_WINDOWS)
+        elif _OF_LINUX.search(text) or "$(" in text or _LINUX_PATH.search(text):
+            return f"in Linux (WSL): {text}"
+        whole = text
         text = _SUDO.sub("", text)
         for pattern, translate in self._list_rules(is_comment=is_comment):
             text = re.sub(pattern, translate, text)
@@ -648,8 +672,11 @@ class _Windows:
             text = re.sub(r"%(\w+)%", r"$env:\1", text)
         elif not is_comment:
             text = re.sub(rf"; (?={_COMMANDS})", " & ", text)
+        if not is_comment and _LEFT_OF_LINUX.search(text):
+            return f"in Linux (WSL): {whole}"
+        text = re.sub(r"(?<!-e )\bLD_LIBRARY_PATH\b(?!=)", "PATH", text)
         text = re.sub(r"\bpython3\.(\d{1,2})(?= -m)", r"py -3.\1", text)
-        return re.sub(r"\bpython3(?= )", "python", text)
+        return re.sub(r"\bpython3(?= )", "python", text).replace(_QUOTE, "'")
 
     def _list_rules(
         self, *, is_comment: bool
@@ -664,18 +691,56 @@ class _Windows:
             (rf"{_START}env \|", "Get-ChildItem Env: |" if shell else "set |"),
             (r"\becho \$(\w+)", r"echo $env:\1" if shell else r"echo %\1%"),
             (r"\| grep (?:-\w+ )*(?:'([^']+)'|([^\s|;']+))", self._search),
+            (
+                rf"{_START}grep (?:-\w+ )*(?:'(?P<quoted>[^']+)'|(?P<word>\S+)) "
+                r"(?P<path><[^>]+>\S*|[^\s;,|]+)",
+                self._search_file,
+            ),
         ]
         if not is_comment:
             rules += [
+                (rf"{_START}head -c \d+ (?P<path><[^>]+>|[^\s;,]+)", self._show_start),
+                (rf"{_START}head -n ?\d+ (?P<path><[^>]+>|[^\s;,]+)", self._show_start),
+                (
+                    rf"{_START}sed -i [\"']s/(?P<old>[^/]+)/(?P<new>[^/]+)/g?[\"'] "
+                    r"(?P<path>[^\s;,]+)",
+                    self._replace_in_file,
+                ),
+                (
+                    rf"{_START}find (?P<folder><[^>]+>|\S+) -type d -name (?P<path>[^\s;,]+)",
+                    self._find_folders,
+                ),
+                (
+                    rf"{_START}sed -i '/(?P<old>[^/]+)/d' (?P<path>[^\s;,]+)",
+                    self._delete_lines,
+                ),
+                (rf"{_START}kill (?P<id>\{{[^}}]+\}}|<[^>]+>|\d+)", r"taskkill /f /pid \g<id>"),
+                (r"~/miniconda3/bin/activate", r"~/miniconda3/Scripts/activate"),
+                (rf"{_START}source ", ""),
+                (rf"{_START}sed -n [\"']?(?P<line>[^\"']+)p[\"']? ", r"more +\g<line> "),
+                (rf"{_START}mv (?=\S)", "move "),
+                (rf"{_START}cp -r (?P<path><[^>]+>|\S+) ", r"xcopy /e /i \g<path> "),
+                (rf"{_START}cp (?=\S)", "copy "),
+                (rf"{_START}ls(?=$|;| &|   #)", "dir"),
+                (r"\./webui\.sh", "webui.bat"),
                 (rf"{_START}rm (-rf? )?(?P<path>[^\s;,]+)", self._remove),
                 (rf"{_START}mkdir -p ", "mkdir "),
                 (rf"{_START}ls (?:-\w+ )?(?=[<{{*.~\w])", "dir "),
-                (rf"{_START}cat (?=[<{{*.~\w])", "type "),
+                (rf"{_START}cat (?=[<{{*.~%$\w])", "type "),
                 (rf"{_START}which ", "where.exe "),
                 (r" \| (?:head|tail)(?: -n? ?\d+)?", ""),
             ]
+        if not is_comment:
+            temporary = "$env:TEMP" if shell else "%TEMP%"
+            rules += [(r"(?<![\w.~/])/tmp/(?=[\w<])", lambda _: f"{temporary}\\")]
         home = "$HOME" if shell else "%USERPROFILE%"
-        return [*rules, (r"~/([\w.][\w./-]*)", lambda found: home + _backslash(f"/{found[1]}"))]
+        return [
+            *rules,
+            (
+                r"(?:~|\$HOME)/([\w.][\w./-]*)",
+                lambda found: home + _backslash(f"/{found[1]}"),
+            ),
+        ]
 
     def _set(self, found: re.Match[str]) -> str:
         pairs = re.findall(rf"([A-Za-z]\w*)=({_VALUE})", found["all"])
@@ -699,12 +764,71 @@ class _Windows:
             return f"Remove-Item {'-Recurse -Force ' if is_folder else ''}{path}"
         return f"{'rmdir /s /q' if is_folder else 'del'} {_backslash(path, '~')}"
 
+    def _run_powershell(self, command: str) -> str:
+        command = command.replace("'", _QUOTE)
+        return command if self._powershell else f'powershell -c "{command}"'
+
+    def _show_start(self, found: re.Match[str]) -> str:
+        return self._run_powershell(f"Get-Content -TotalCount 5 '{found['path']}'")
+
+    def _replace_in_file(self, found: re.Match[str]) -> str:
+        path, old, new = found["path"], found["old"], found["new"]
+        return self._run_powershell(
+            f"(Get-Content {path}) -replace '{old}', '{new}' | Set-Content {path}"
+        )
+
+    def _delete_lines(self, found: re.Match[str]) -> str:
+        path, old = found["path"], found["old"].replace('"', "")
+        return self._run_powershell(f"(Get-Content {path}) -notmatch '{old}' | Set-Content {path}")
+
+    def _find_folders(self, found: re.Match[str]) -> str:
+        return self._run_powershell(
+            f"Get-ChildItem '{found['folder']}' -Recurse -Directory -Filter {found['path']}"
+        )
+
+    def _search_file(self, found: re.Match[str]) -> str:
+        words = (found["quoted"] or found["word"]).replace("|", " ").replace('"', "").strip("'")
+        return f'findstr /n /i "{words}" {_backslash(found["path"])}'
+
     def _search(self, found: re.Match[str]) -> str:
         words = (found[1] or found[2]).replace("|", " ")
         return f'| findstr /i "{words}"'
 
     def _quote(self, found: re.Match[str]) -> str:
         return '"' + found[1].replace('"', "'") + '"'
+
+
+# What Windows has no word for.
+_LEFT_OF_LINUX = re.compile(
+    rf"{_START}(?:sed|awk|xargs|du|touch|kill|unset|find|tmux|nohup|pgrep|pkill|head|tail|grep|which"
+    r"|chmod|chown|free|df|fuser|setsid)(?= )|\| (?:sort|xargs|tail|head|awk|sed|sh|bash)\b"
+)
+_LINUX_IN_COMMENT = re.compile(
+    r"\b(?:export|unset|env -u) LD_|\bLD_PRELOAD\b|\bulimit -|\brocminfo\b|\bldd on\b|\bchmod \+x"
+    r"|\bdf -h /|\bsudo \w|/usr/lib/|/opt/(?:rocm|intel)\b|\bjournalctl\b|\bls -l\b"
+)
+
+
+_KEPT_ON_WINDOWS = re.compile(r"^ ?(?:in a )?container")
+_LINUX_ON_MAC = re.compile(
+    r"\b(?:systemctl|apt(?:-get)? install|ldconfig|modprobe|rmmod|free -h|dmesg|journalctl"
+    r"|ubuntu-drivers)\b|/etc/docker/"
+)
+_KEPT_ON_MAC = re.compile(r"\b(?:macOS|Linux|container|WSL|brew)\b")
+
+
+def _leave_out(comment: str, foreign: re.Pattern[str], fitting: re.Pattern[str]) -> str:
+    """A comment without the parts with ``foreign`` programs, where no ``fitting`` word explains it.
+
+    >>> _leave_out(" it is slow; sudo dmesg shows it", _LINUX_ON_MAC, _KEPT_ON_MAC)
+    ' it is slow'
+    """
+    parts = comment.split("; ")
+    kept = [part for part in parts if not foreign.search(part) or fitting.search(part)]
+    if not kept or kept[0] == parts[0]:
+        return "; ".join(kept)
+    first = re.sub(r"^(?:and|or|then)[: ] ?", "", kept[0].strip())
+    return " " + "; ".join([first, *kept[1:]])
 
 
 # The same on Windows, or in words, for what Linux alone has.
@@ -727,6 +851,7 @@ _WITHOUT_LINUX = (
     (rf"{_START}LD_LIBRARY_PATH=(\S+) (?={_COMMANDS})", r"put \1 on PATH, then "),
     (r"; (?:sudo )?dmesg(?: -\w+)? \| grep [^;]*?killed process'?(?: \| tail)?", ""),
     (rf"{_START}(?:sudo )?lsof -i :(\d+)", r"netstat -ano | findstr :\1"),
+    (rf"{_START}ls -d /usr/local/cuda\*(?:/bin)?", rf'dir "{_TOOLKITS}"'),
 )
 
 
