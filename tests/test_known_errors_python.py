@@ -478,3 +478,49 @@ def test_an_old_card_gets_the_newest_torch_that_has_code_for_it(card, command, t
 def test_a_card_without_any_torch_gets_no_build_for_cuda(text):
     fix = explain_text(f"|   0  GeForce GTX 680  Off |\n{text}").describe()["found"][0]["fix"]
     assert "/cu1" not in fix
+
+
+LIBRARIES = [
+    "libcudnn.so.9",
+    "libcublas.so.12",
+    "libcublasLt.so.12",
+    "libcudart.so.12",
+    "libcufft.so.11",
+    "libcurand.so.10",
+    "libcusolver.so.11",
+    "libcusparse.so.12",
+    "libcusparseLt.so.0",
+    "libnccl.so.2",
+    "libnvrtc.so.12",
+    "libnvJitLink.so.12",
+    "libcupti.so.12",
+    "libnvToolsExt.so.1",
+    "libnvshmem_host.so.3",
+    "libcufile.so.0",
+    "libcublas.so.13",
+    "libcudart.so.13",
+    "libcudss.so.0",
+]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_missing_library_is_installed_though_pip_counts_it_as_installed(library):
+    text = f"ImportError: {library}: cannot open shared object file: No such file or directory"
+    fix = explain_text(text).describe()["found"][0]["fix"]
+    assert "pip install --force-reinstall" in fix
+
+
+def test_a_known_nccl_is_installed_again_in_its_version():
+    text = "nvidia-nccl-cu12   2.21.5\nImportError: libnccl.so.2: cannot open shared object file"
+    fix = explain_text(text).describe()["found"][0]["fix"]
+    assert "--force-reinstall --no-deps nvidia-nccl-cu12==2.21.5" in fix
+
+
+def test_a_torch_for_another_cuda_is_forced():
+    text = (
+        "torch 2.9.1+cu130\nImportError: libcudart.so.12: cannot open shared object file: No such"
+        " file or directory"
+    )
+    fix = explain_text(text).describe()["found"][0]["fix"]
+    assert fix.startswith("pip install --force-reinstall torch==2.9.1 torchvision")
+    assert "/whl/cu126" in fix

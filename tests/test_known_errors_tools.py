@@ -249,7 +249,7 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
         (f"after gentoo linux sleep, only the CPU\n{CUDART}", "OpenRC (Gentoo): sudo rc-service"),
         ("after sleep(5)\ncudaSetDevice err: 999", "after a suspend, a driver update"),
         (f"vllm 0.5.4\n{NO_CUDART}", "try: pip install --force-reinstall 'vllm==<its version>'"),
-        (NO_CUDART, "try: pip install --upgrade torch"),
+        (NO_CUDART, "try: pip install --force-reinstall torch"),
         (
             f"$ cmake --build build\n{OLD_NVCC}",
             "else: cmake -B build-86 -DCMAKE_CUDA_ARCHITECTURES",
