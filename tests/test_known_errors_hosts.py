@@ -374,8 +374,14 @@ COMMANDS = {
         "sudo apt-get install libfoo-dev",
         "install by pacman, under its own names: libfoo-dev",
     ),
+    "an unknown driver": (
+        LogHost(),
+        "pip install torch --index-url https://download.pytorch.org/whl/cu130   # then again",
+        "pip install torch --index-url https://download.pytorch.org/whl/cu130   # then again; cu130"
+        " needs driver 580 (nvidia-smi names it), cu126 an older one",
+    ),
     "with sound": (
-        LogHost(signs=frozenset({"torchaudio"})),
+        LogHost(signs=frozenset({"torchaudio"}), driver=580),
         "pip install torch torchvision --index-url https://download.pytorch.org/whl/cu130",
         "pip install torch torchvision torchaudio --index-url"
         " https://download.pytorch.org/whl/cu130",

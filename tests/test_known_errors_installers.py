@@ -69,7 +69,7 @@ REDUCTION = "Expected to have finished reduction in the prior iteration\n"
     ],
 )
 def test_a_project_of_uv_gets_what_its_file_keeps(command, written):
-    assert LogHost(signs=frozenset({"uv", "uv-project"})).write(command) == written
+    assert LogHost(signs=frozenset({"uv", "uv-project"}), driver=580).write(command) == written
 
 
 @pytest.mark.parametrize(

@@ -392,6 +392,20 @@ REPORTS = {
         "RuntimeError: CUDA error: no kernel image is available for execution on the device",
         ("no-architecture", "/whl/cu128"),
     ),
+    "a report's form that names the system": (
+        " - OS: Rocky Linux\n - OS version: 8.7\n"
+        'could not select device driver "nvidia" with capabilities: [[gpu]]',
+        ("no-gpu-driver-in-engine", "sudo dnf install nvidia-container-toolkit"),
+    ),
+    "a log of DKMS that is named": (
+        "apt -y install nvidia-driver\nBad return status for module build on kernel: 6.17.1-x"
+        " (x86_64)\nConsult /var/lib/dkms/nvidia-current/550.163.01/build/make.log for more",
+        ("dkms-build-failed", "tail -n 40 /var/lib/dkms/nvidia-current/550.163.01/build/make.log"),
+    ),
+    "a Slurm node without any GPU": (
+        "Reason=gres/gpu count reported lower than configured (0 < 1) [slurm@2024-12-19T11:03:34]",
+        ("slurm-gres-conf", "AutoDetect=nvml"),
+    ),
     "Slurm before the device files": (
         "slurmd: fatal: can't stat gres.conf file /dev/nvidia0: No such file or directory",
         ("slurm-gres-conf", "After=nvidia-persistenced.service"),

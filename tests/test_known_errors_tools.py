@@ -230,6 +230,40 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
         (f"{NO_TRITON}\n{ON_WINDOWS}", "else: torch._dynamo.config.suppress_errors = True"),
         (NO_TRITON, "it is missing or the GPU is too old for it"),
         (f"libtorch_hip.so: {NO_NCCL_SYMBOL}", "whl/rocm"),
+        (
+            "C:\\x> pip install torch\nOSError: [Errno 28] No space left on device",
+            "pip cache purge",
+        ),
+        ('Unable to find cuda lib under the names ["cuda", "nvcuda"].', "/usr/lib/wsl/lib"),
+        (
+            "!!! Exception during processing !!! No package metadata was found for bitsandbytes",
+            "pip install -U bitsandbytes",
+        ),
+        (
+            "hint: This error likely indicates that `flash-attn@2.8.1` depends on `torch`, but",
+            "uv pip install --no-build-isolation flash-attn",
+        ),
+        (
+            "The batch size is already 1.\nCUDA out of memory. Tried to allocate 100.00 MiB (GPU 0;"
+            " 23.68 GiB total capacity; 21.67 GiB already allocated; 85.06 MiB free; 21.92 GiB"
+            " reserved in total by PyTorch)",
+            "try: a smaller model",
+        ),
+        (
+            "site-packages/pytorchvideo/transforms/augmentations.py\nNo module named"
+            " 'torchvision.transforms.functional_tensor'",
+            "which pytorchvideo imports",
+        ),
+        (
+            "Caused by ProxyError('Unable to connect to proxy', NewConnectionError('<x>: Failed'",
+            "unset http_proxy https_proxy",
+        ),
+        ("ollama\nrocBLAS error: Cannot read /x/TensileLibrary.dat", "else: OLLAMA_VULKAN=1"),
+        (
+            "[BUG]: IProgress not found. Please update jupyter & ipywidgets",
+            "pip install --upgrade ip",
+        ),
+        ("RTX5060TI\nAssertionError: Torch not compiled with CUDA enabled", "cu128 an older one"),
         ("bash: python3: command not found", "try: sudo apt-get install python3-venv"),
         ("zsh: command not found: python3", "try: sudo apt-get install python3-venv"),
         ("zsh: command not found: python", "a script that calls python: python3"),

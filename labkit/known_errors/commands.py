@@ -94,6 +94,10 @@ class LogHost:
         fix = _ALLOCATOR.sub(self.allocator_variable, fix)
         command, mark, comment = fix.partition(COMMENT)
         command = self._add_toolkit_source(self._complete_torch(command))
+        if "/whl/cu130" in command and not self.driver and "580" not in comment:
+            older = "cu128" if self.blackwell else "cu126"
+            note = f"cu130 needs driver 580 (nvidia-smi names it), {older} an older one"
+            mark, comment = COMMENT, f"{comment};" * bool(comment) + f" {note}"
         if "vllm-python" in self.signs:
             command = _write_as_arguments(command)
         if "k8s" in self.signs and "docker-there" not in self.signs:

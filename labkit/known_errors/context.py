@@ -375,6 +375,13 @@ SIGNS = (
     _sign("deepspeed", "deepspeed", r"\bdeepspeed\b"),
     _sign("lightning", "lightning", r"(?<![\w-])lightning\b|pytorch[_-]lightning|lightning_fabric"),
     _sign("openwebui", "webui", r"open[-_ ]?webui", "webui"),
+    _sign(
+        "batch-one",
+        "batch",
+        r"\bbatch[ _-]?size\b['\"]?(?: is| was| of| to| =|=|:)?(?: already| now| only| even)?"
+        r"[ =:]{1,3}1(?!\d|\.\d)",
+        "batch size|batch_size|batch-size|batchsize",
+    ),
     # Where uv keeps the environment as a project's file says, and where it does not.
     _sign(
         "uv-project",
@@ -910,7 +917,8 @@ def _name_family(family: str) -> Sign:
         family,
         f"{words} oracle amazon arch ubuntu mint pop zorin debian alpine :~"
         f" @{hosts.replace('|', ' @')}",
-        r"^ *(?:pretty_name=\W?|(?:operating system|os|distro|distribution|description): +)"
+        r"^[ *>|#-]*(?:pretty_name=\W?|(?:operating system|(?:host )?os(?: name)?|linux"
+        r"|(?:linux )?distro|(?:linux )?distribution|description)[ *|]{0,4}[:|][ *|]{1,4})"
         rf"(?:{names})\b|^(?:{names})(?: enterprise)?(?: linux)? release \d"
         rf"|{_ENVIRONMENT}\[[\w.-]+@(?:{hosts})[\w-]* [^\]]+\][#$]"
         rf"|{_ENVIRONMENT}[\w.-]{{1,40}}@(?:{hosts})[\w-]*:[~/][^\s$#>]*[#$>](?: |$)"
@@ -945,7 +953,13 @@ FAMILIES = (
         r"\.fc\d\d\b|akmods|\binstall akmod-nvidia|rpmfusion",
         ".fc|akmods|install akmod|rpmfusion",
     ),
-    _sign("rhel", ".el6 .el7 .el8 .el9 .el10 amzn2023", r"\.el\d|\.amzn2023", ".el|.amzn"),
+    _sign(
+        "rhel",
+        ".el6 .el7 .el8 .el9 .el10 amzn2023 ec2",
+        # Amazon Linux names its user so.
+        r"\.el\d|\.amzn2023|\bec2-user@",
+        ".el|.amzn|ec2-user@",
+    ),
     _sign(
         "ubuntu",
         "generic azure aws ubuntu lowlatency gcp oracle nvidia ubuntu1 ubuntu0 0ubuntu1 0ubuntu0",
@@ -998,10 +1012,22 @@ PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scr
 BUILD_WORDS = (b"subprocess", b"metadata", b"failed", b"successfully")
 VERSION_WORDS = (b"packages", b"python", b"cpython", b"py")
 CARD = re.compile(
-    r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:RTX|GTX|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}(?: Ti)?(?: SUPER)?"
+    r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:(?i:RTX|GTX)|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}"
+    r"(?i: ?Ti\b)?(?: SUPER)?"
     r"|(?:Tesla|Quadro|GRID)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
     r"|\bNVIDIA [PVAHBLKT]\d{1,3}S?\b"
 )
+
+
+def _spell_card(name: str) -> str:
+    """A card's name as NVIDIA writes it.
+
+    >>> _spell_card("rtx5060TI")
+    'RTX 5060 Ti'
+    """
+    name = re.sub(r"\b(rtx|gtx) ?(?=\d)", lambda it: f"{it[1].upper()} ", name, flags=re.IGNORECASE)
+    return re.sub(r"(?<=\d) ?ti\b", " Ti", name, flags=re.IGNORECASE)
+
 
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
@@ -1119,8 +1145,9 @@ class Context:
             self.python_version = find_python_version(text)
         if self.package is None and any(word in words for word in BUILD_WORDS):
             self.package = find_built_package(text)
-        if "card" not in self.values and any(word in words for word in CARD_WORDS):
-            names = (found[0] for found in CARD.finditer(text))
+        is_named = "rtx" in whole or "gtx" in whole or any(word in words for word in CARD_WORDS)
+        if "card" not in self.values and is_named:
+            names = map(_spell_card, (found[0] for found in CARD.finditer(text)))
             known = filter(infer_capability, names)
             if card := next(known, None):
                 self.values["card"] = card
