@@ -372,7 +372,35 @@ COMMANDS = {
     "unknown package": (
         LogHost(family="arch"),
         "sudo apt-get install libfoo-dev",
-        "install by pacman, under its own names: libfoo-dev",
+        'install what "pacman -Ss foo" lists (Debian: libfoo-dev)',
+    ),
+    "one of two unknown": (
+        LogHost(family="alpine"),
+        "sudo apt-get install libcurl4-openssl-dev libfoo2-dev   # then build",
+        'sudo apk add curl-dev, then install what "apk search foo" lists (Debian: libfoo2-dev)'
+        "   # then build",
+    ),
+    "NVIDIA's on Alpine": (
+        LogHost(family="alpine"),
+        "sudo apt-get install cuda-toolkit-12-9",
+        "take an image or a machine with glibc: NVIDIA has no cuda-toolkit-12-9 for Alpine",
+    ),
+    "no distribution in the text": (
+        LogHost(family="debian", names_family=False),
+        "sudo apt-get install g++ python3-dev   # then again",
+        "sudo apt-get install g++ python3-dev   # on Debian and Ubuntu; Fedora: sudo dnf install"
+        " gcc-c++ python3-devel; Arch: sudo pacman -S gcc python; Alpine: sudo apk add g++"
+        " python3-dev; then again",
+    ),
+    "only this machine's distribution": (
+        LogHost(family="fedora", names_family=False),
+        "sudo apt-get install g++",
+        "sudo dnf install gcc-c++   # on Fedora and RHEL, as on this machine",
+    ),
+    "a sentence": (
+        LogHost(family="fedora"),
+        "the message of apt-get install the names of it",
+        "the message of apt-get install the names of it",
     ),
     "an unknown driver": (
         LogHost(),
@@ -507,3 +535,20 @@ def test_a_pod_gets_kubernetes_own_limit(text):
 def test_a_container_of_docker_gets_dockers_limit():
     fix = explain_text('"State": {"OOMKilled": true, "ExitCode": 137}').describe()["found"][0]
     assert "docker update --memory" in fix["fix"]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_named"),
+    [("", True), ("Ubuntu 22.04\n", False), ("root@a1b2c3d4e5f6:/workspace# x\n", False)],
+)
+def test_a_text_without_a_distribution_is_told_for_which_one_a_command_is(said, is_named):
+    text = f"{said}RuntimeError: Failed to find C compiler. Please specify via CC"
+    fix = explain_text(text).describe(Distribution("Debian 12", "debian"))["found"][0]["fix"]
+    assert fix.startswith(("sudo apt-get install g++", "apt-get update && apt-get install -y g++"))
+    assert ("Fedora: sudo dnf install gcc-c++" in fix) == is_named
+
+
+@pytest.mark.parametrize("family", ["alpine", "arch", "fedora", "suse"])
+def test_every_package_has_a_name_or_a_search(family):
+    fixes = {fix for _, _, fix in list_fixes(Context(family=family))}
+    assert [fix for fix in fixes if "under its own names" in fix] == []

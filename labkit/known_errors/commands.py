@@ -20,6 +20,7 @@ from labkit.host.packages import (
     MAKE_CDI_SPEC,
     RESTART_DOCKER,
     TOOLKIT,
+    TOOLKIT_GUIDE,
 )
 
 System = Literal["linux", "windows", "mac"]
@@ -69,7 +70,8 @@ class LogHost:
     own paths, None if it is simply ``python``; ``python_version`` is "3.9" and the like.
     ``torch_version`` is the release of torch that is installed, ``driver`` NVIDIA's branch, such as
     570; ``blackwell``: its GPU needs a build for CUDA 12.8 or newer. ``allocator_variable`` is the
-    environment variable that this torch reads its allocator's settings from.
+    environment variable that this torch reads its allocator's settings from; ``names_family`` is
+    false where the text names no distribution, so that ``family`` is only that of this machine.
     """
 
     system: System = "linux"
@@ -81,6 +83,7 @@ class LogHost:
     driver: int | None = None
     blackwell: bool = False
     allocator_variable: str = "PYTORCH_CUDA_ALLOC_CONF"
+    names_family: bool = True
 
     def write(self, fix: str) -> str:
         """The fix with its commands as this machine runs them.
@@ -113,11 +116,30 @@ class LogHost:
             return f"{fix}{'; ' if mark else COMMENT + ' '}{_RESTART}"
         if "image-build" in self.signs:
             return _write_step(fix)
+        if not self.names_family and self.system == "linux":
+            fix = self._name_families(fix)
         if "srun" in self.signs and re.fullmatch(rf"export {_ASSIGNMENTS}", command):
             return f"{command}{COMMENT} in the job's script, before srun;{comment or ' then again'}"
         if {"inside", "app-folder"} & self.signs and self.system == "linux":
             return _install_in_image(_name_host(fix))
         return fix
+
+    def _name_families(self, fix: str) -> str:
+        """The fix with the distribution that its package tool is of: the text names none."""
+        command, _, comment = fix.partition(COMMENT)
+        found = _APT.search(command)
+        if not found:
+            tool = next((each for each in _TOOLS_BY_COMMAND if each in command), None)
+            said = f"on {_TOOLS_BY_COMMAND[tool]}, as on this machine" if tool else ""
+        else:
+            others = {title: _install(found[0], tool) for title, tool in _OTHERS.items()}
+            known = [f"{title}: {it}" for title, it in others.items() if "install what" not in it]
+            # NVIDIA's package source must be added before, in each distribution's way.
+            known = [f"elsewhere: {TOOLKIT_GUIDE}"] if TOOLKIT in command else known
+            said = "; ".join(["on Debian and Ubuntu", *known])
+        if not said or re.search(r"\b(?:Debian|Ubuntu|Fedora|Arch|Dockerfile)\b", fix):
+            return fix
+        return f"{command}{COMMENT} {'; '.join(filter(None, [said, comment.strip()]))}"
 
     def _name_tools(self, fix: str) -> str:
         """The fix with the launcher and the package tool that the log shows."""
@@ -448,13 +470,33 @@ _INSTALLS = {
     "brew": ("brew install", 4),
     "winget": ("winget install", 5),
 }
+_SEARCHES = {
+    "dnf": "dnf search",
+    "rpm-ostree": "dnf search",
+    "zypper": "zypper search",
+    "pacman": "pacman -Ss",
+    "apk": "apk search",
+    "brew": "brew search",
+    "winget": "winget search",
+}
+# What a distribution's own customs add to a library's name.
+_CORE = re.compile(r"^lib(?=[a-z]{3})|(?:\d[\d.]*)?-(?:dev|common)$|(?<=[a-z])\d[\d.]*$")
+_OF_NVIDIA = re.compile(r"(?:nvidia|cuda|libnvidia|libcudnn|cudss)")
 _TOOLS = {"fedora": "dnf", "rhel": "dnf", "suse": "zypper", "arch": "pacman", "alpine": "apk"}
+_OTHERS = {"Fedora": "dnf", "Arch": "pacman", "Alpine": "apk"}
+_TOOLS_BY_COMMAND = {
+    "dnf install": "Fedora and RHEL",
+    "zypper install": "openSUSE",
+    "pacman -S": "Arch",
+    "apk add": "Alpine",
+}
 _UPGRADES = {"dnf": "sudo dnf upgrade", "zypper": "sudo zypper update", "apk": "sudo apk upgrade"}
 _REPAIRS = {"dnf": "sudo dnf reinstall", "zypper": "sudo zypper install --force"}
 _NAME = r"(?:[a-z0-9][a-z0-9.+-]+(?:\"?\$\(uname -r\)\"?)?)"
 _APT = re.compile(
     rf"{_START}(?:sudo )?(?:apt(?:-get)? update && (?:sudo )?)?apt(?:-get)? (?:-y )?install "
-    rf"(?P<options>(?:--?[a-z-]+ )*)(?P<names>{_NAME}(?: {_NAME})*){_END}"
+    r"(?P<options>(?:--?[a-z-]+ )*)(?!(?:the|that|ends|what|with) )"
+    rf"(?P<names>{_NAME}(?: {_NAME})*){_END}"
 )
 
 
@@ -479,16 +521,24 @@ def _write_install(found: re.Match[str], tool: str) -> str:
     if tool == "nix":
         return f"add to environment.systemPackages: {' '.join(asked)} (by nixpkgs' names)"
     install, column = _INSTALLS[tool]
-    own = [_read_names().get(name, [""] * 6)[column] for name in asked]
-    if not all(own):
-        missing = " ".join(asked)
-        return f"install by {tool.replace('rpm-', '')}, under its own names: {missing}"
+    names = {name: _read_names().get(name, [""] * 6)[column] for name in asked}
+    own = [each for each in names.values() if each]
+    unknown = [name for name in asked if not names[name]]
+    if unknown and tool == "apk" and _OF_NVIDIA.match(unknown[0]):
+        return f"take an image or a machine with glibc: NVIDIA has no {unknown[0]} for Alpine"
     if "--only-upgrade" in found["options"]:
         install = _UPGRADES.get(tool, install)
     if "--reinstall" in found["options"]:
         install = _REPAIRS.get(tool, install)
     join = "; winget install " if tool == "winget" else " "
-    return f"{install} {join.join(dict.fromkeys(' '.join(own).split()))}"
+    command = f"{install} {join.join(dict.fromkeys(' '.join(own).split()))}" if own else ""
+    searches = " and ".join(
+        f'"{_SEARCHES[tool]} {_CORE.sub("", name) or name}"' for name in unknown
+    )
+    if not unknown:
+        return command
+    begin = f"{command}, then " if command else ""
+    return f"{begin}install what {searches} lists (Debian: {' '.join(unknown)})"
 
 
 _Replacements = tuple[tuple[str, str], ...]

@@ -1292,6 +1292,7 @@ class Context:
             self._driver_branch,
             "blackwell" in self.list_conditions(),
             self._name_allocator_variable(),
+            bool(self.family or {"nixos", "image-based", "inside", "image-build"} & self.signs),
         )
 
     def _name_allocator_variable(self) -> str:
