@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from labkit.host.distribution import UNKNOWN
+from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.known_errors.commands import LogHost, find_built_package
 from labkit.known_errors.match import explain_text, format_explanation
 from tests.fakes.explained import show_first
@@ -367,3 +367,33 @@ def test_processes_of_srun_get_its_own_commands(sign, text, pattern):
 def test_a_torchrun_under_srun_stays():
     text = f"{SRUN}\n$ srun torchrun --nnodes=2 train.py\n{OF_SRUN['no variables of torch'][0]}"
     assert explain_text(text).describe()["found"][0]["fix"].startswith("torchrun --nproc-per-node")
+
+
+NONE = "  × No solution found when resolving dependencies:\n  ╰─▶ Because "
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (
+            "$ uv add torch==1.6.0+cu101 --index https://download.pytorch.org/whl/torch_stable.html\n"
+            f"{NONE}there is no version of torch==1.6.0+cu101 and your project depends on it",
+            "uv pip install -f https://download.pytorch.org/whl/torch_stable.html",
+        ),
+        (
+            "$ uv pip install torch==2.3.1 --index-url https://download.pytorch.org/whl/cpu\n"
+            f"{NONE}torch==2.3.1 has no wheels are available with a matching Python",
+            "uv pip install torch==2.3.1+cpu --index-url https://download.pytorch.org/whl/cpu",
+        ),
+    ],
+)
+def test_uv_gets_its_own_way_to_an_old_torch(text, fix):
+    assert explain_text(text).describe()["found"][0]["fix"].startswith(fix)
+
+
+def test_a_driver_of_another_machine_is_named_so():
+    text = "load library failed: libnvidia-ml.so.1: cannot open shared object file: no such file"
+    found = explain_text(f"nvidia-container-cli: initialization error: {text}")
+    fix = found.describe(Distribution("Debian 12", "debian"))["found"][0]["fix"]
+    assert "on Debian, as on this machine" in fix
+    assert "Alpine" not in fix

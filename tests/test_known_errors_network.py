@@ -91,3 +91,30 @@ def test_a_proxys_unknown_name_is_its_own_error():
     )
     assert [each.error.name for each in found.found] == ["unknown-proxy-name"]
     assert "prx " in found.first.error.cause
+
+
+SYSTEM = "RuntimeError: NCCL error in: ProcessGroupNCCL.cpp:272, unhandled system error"
+APART = {
+    "containers": (
+        f'Two docker containers on two nodes, init_method="tcp://10.30.112.212:10087"\n{SYSTEM}',
+        "docker run --network host",
+    ),
+    "machines": (f"$ torchrun --nnodes=2 train.py\n{SYSTEM}", "NCCL_SOCKET_IFNAME=<the interface"),
+    "one container": (f"docker: I run it in a container\n{SYSTEM}", "docker run --shm-size=8g"),
+    "no interface": (
+        "[0] include/socket.h:311 WARN Socket creation failed : Address family not supported by"
+        f" protocol\n{SYSTEM}",
+        "docker run --network host",
+    ),
+    "one machine": (f"$ torchrun --nnodes=1 train.py\n{SYSTEM}", "NCCL_DEBUG=INFO torchrun"),
+}
+
+
+@pytest.mark.parametrize(("text", "fix"), APART.values(), ids=APART.keys())
+def test_processes_that_do_not_meet_are_joined_where_they_run(text, fix):
+    assert explain_text(text).describe()["found"][0]["fix"].startswith(fix)
+
+
+def test_a_driver_that_starts_slowly_is_kept_running():
+    text = "nvidia-container-cli: initialization error: driver rpc error: timed out: unknown."
+    assert "nvidia-persistenced" in explain_text(text).describe()["found"][0]["fix"]

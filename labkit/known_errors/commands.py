@@ -133,10 +133,12 @@ class LogHost:
             said = f"on {_TOOLS_BY_COMMAND[tool]}, as on this machine" if tool else ""
         else:
             others = {title: _install(found[0], tool) for title, tool in _OTHERS.items()}
-            known = [f"{title}: {it}" for title, it in others.items() if "install what" not in it]
+            known = [f"{title}: {it}" for title, it in others.items() if it.startswith("sudo ")]
             # NVIDIA's package source must be added before, in each distribution's way.
             known = [f"elsewhere: {TOOLKIT_GUIDE}"] if TOOLKIT in command else known
             said = "; ".join(["on Debian and Ubuntu", *known])
+        if "nvidia-driver" in command:  # each distribution's has another name
+            said = f"on {(self.family or 'Debian or Ubuntu').capitalize()}, as on this machine"
         if not said or re.search(r"\b(?:Debian|Ubuntu|Fedora|Arch|Dockerfile)\b", fix):
             return fix
         return f"{command}{COMMENT} {'; '.join(filter(None, [said, comment.strip()]))}"

@@ -720,6 +720,14 @@ SIGNS = (
         r"deepspeed[\\/]launcher|\bdeepspeed --|^[^\n]{0,40}[$#] deepspeed \S|\[launch\.py:\d",
         "deepspeed",
     ),
+    _sign(
+        "several-machines",
+        "nnodes init_method nodes machines servers rank node_rank",
+        r"--nnodes[= ](?!1\b|1:1)\S|\binit_method\W{1,4}tcp://(?!127\.|localhost|0\.0)"
+        r"|\b(?:two|several|multiple|both|2|4|8) (?:remote |gpu )?(?:nodes|machines|servers)\b"
+        r"|\b(?:node|machine)[_-]rank[= ][1-9]",
+        "--nnodes|init_method|nodes|machines|servers|node_rank|node-rank|machine_rank",
+    ),
     # Slurm's srun starts each process itself, unless it starts one torchrun on each node.
     _sign(
         "srun",
@@ -1031,6 +1039,7 @@ def _spell_card(name: str) -> str:
 
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
+    "containers-apart": ({"several-machines", "container"}, {"k8s"}),
     "srun-alone": ({"srun"}, set(STARTERS)),
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
     "nixos-docker": ({"nixos", "docker-there"}, {"podman"}),
