@@ -397,3 +397,35 @@ def test_a_driver_of_another_machine_is_named_so():
     fix = found.describe(Distribution("Debian 12", "debian"))["found"][0]["fix"]
     assert "on Debian, as on this machine" in fix
     assert "Alpine" not in fix
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "LibMambaUnsatisfiableError: Encountered problems while solving:\n"
+            "  - package libgcc-ng-11.2.0-h1234567_1 is excluded by strict repo priority",
+            "conda config --set channel_priority flexible",
+        ),
+        (
+            "LibMambaUnsatisfiableError: Encountered problems while solving:\n"
+            "  - package torchaudio-2.0.2-py310_cu117 requires pytorch-cuda 11.7.*, but none",
+            "pytorch-cuda=11.7 in the command",
+        ),
+        (
+            "UnsatisfiableError: The following specifications were found to be in conflict:\n",
+            "conda create -n lab",
+        ),
+    ],
+)
+def test_condas_conflicts_are_told_apart(text, said):
+    assert explain_text(text).describe()["found"][0]["fix"].startswith(said)
+
+
+def test_a_vllm_that_waits_for_its_other_gpu_is_known_from_the_persons_words():
+    log = (
+        "INFO 04-11 13:14:22 [pynccl.py:69] vLLM is using nccl==2.21.5\n"
+        "It hangs there for ever with --tensor-parallel-size 2; the other GPUs idle."
+    )
+    assert explain_text(log).first.error.name == "vllm-starts-not-in-words"
+    assert explain_text(log.partition("\n")[0]).first is None
