@@ -467,6 +467,10 @@ LINES = {
     "Kernel: 6.6.31-0-lts": "alpine",
     "Unpacking nvidia-dkms-580 (580.95.05-0ubuntu0.24.04.2) ...": "ubuntu",
     "kernel 6.8.12-9-pve": "debian",
+    "I am on Arch Linux with an RTX 5050": "arch",
+    "running EndeavourOS": "arch",
+    "I'm running Linux Mint 21 (Vanessa).": "ubuntu",
+    "it is built on arch image 3": None,
     "kernel 5.15.167.4-microsoft-standard-WSL2": None,
 }
 

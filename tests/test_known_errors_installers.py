@@ -429,3 +429,14 @@ def test_a_vllm_that_waits_for_its_other_gpu_is_known_from_the_persons_words():
     )
     assert explain_text(log).first.error.name == "vllm-starts-not-in-words"
     assert explain_text(log.partition("\n")[0]).first is None
+
+
+def test_a_torch_named_with_its_cuda_gets_pytorchs_index_of_it():
+    text = (
+        "Pip subprocess error:\nERROR: Could not find a version that satisfies the requirement"
+        " torch==1.12.1+cu113 (from versions: 1.7.1, 1.13.1, 2.0.0)\n"
+        "ERROR: No matching distribution found for torch==1.12.1+cu113"
+    )
+    fix = explain_text(text).describe()["found"][0]["fix"]
+    index = "--extra-index-url https://download.pytorch.org/whl/cu113"
+    assert fix.startswith(f"pip install torch==1.12.1+cu113 {index}")

@@ -315,6 +315,17 @@ REPORTS = {
         "Failed to initialize NVML: Driver/library version mismatch",
         ("driver-library-mismatch", "out of the image"),
     ),
+    "a client with its name": (
+        "[    9.424670] NVRM: API mismatch: the client 'kwin_wayland' (pid 1005)\n"
+        "               NVRM: has the version 595.84, but this kernel module has\n"
+        "               NVRM: the version 595.80.  Please make sure that this",
+        ("driver-library-mismatch", "reboot"),
+    ),
+    "a toolkit that a person of Arch has installed": (
+        "I am on Arch Linux; the nvidia container toolkit is installed.\n"
+        "Error response from daemon: unknown or invalid runtime name: nvidia",
+        ("unknown-nvidia-runtime", "nvidia-ctk runtime configure --runtime=docker"),
+    ),
     "the name server of systemd in a build": (
         "#5 33.60   Temporary failure resolving 'mirror.example'\nnameserver 127.0.0.53",
         ("no-name-server", "systemd/resolve/resolv.conf"),

@@ -593,11 +593,12 @@ SIGNS = (
     _sign(
         "toolkit-there",
         "container cli",
-        # Its runtime in the engine's own settings.
-        r"nvidia-container-(?:cli|toolkit) (?:v?\d\.|is already)|cli-version: \d|ctk version"
+        # Its runtime in the engine's own settings; a person who says that it is installed.
+        r"\bcontainer[ -]toolkit (?:is )?(?:already )?installed\b"
+        r"|nvidia-container-(?:cli|toolkit) (?:v?\d\.|is already)|cli-version: \d|ctk version"
         r"|\"path\": ?\"\S{0,20}nvidia-container-runtime",
         "nvidia-container-cli|nvidia-container-toolkit|nvidia-container-runtime|cli-version"
-        "|ctk version",
+        "|ctk version|container toolkit|container-toolkit",
     ),
     # Inside pip's, uv's or poetry's build of a package, which sees none of the installed ones.
     _sign(
@@ -1008,6 +1009,12 @@ FAMILIES = (
             ),
             ("rhel", "yum", r"yum (?:-y )?(?:install|update|upgrade)"),
             ("suse", "leap tumbleweed", r"(?:leap|tumbleweed)"),
+            (
+                "arch",
+                "arch archlinux endeavouros cachyos manjaro",
+                r"(?:arch linux|(?:on|running|using|use) arch|endeavouros|cachyos|manjaro)",
+            ),
+            ("ubuntu", "mint pop", r"(?:linux mint(?: \d\d)?|pop!?_os \d\d)"),
         )
     ),
 )
