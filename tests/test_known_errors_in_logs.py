@@ -816,6 +816,7 @@ WENT_ON = {
         " Tried to allocate 1.20 GiB\n| attempting to recover from OOM in forward/backward pass\n"
         "| done training in 1200.3 seconds"
     ),
+    "a saved run": f"{FULL}\nreducing batch 64 to 32\nResults saved to runs/detect/train",
     "lm-eval": f"Detecting largest batch size\n{FULL}\nDetermined largest batch size: 8",
     "accelerate": f"{FULL}\nDecreasing batch size to: 64.\n{{'train_runtime': 812.3, 'epoch': 3}}",
     "a bar": f"{FULL}\nbatch size is now 64\nRunning: 100%|#######| 4000/4000 [10:00<00:00]",

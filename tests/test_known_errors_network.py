@@ -43,6 +43,10 @@ NAMES = {
         "pod/worker-0\nError -2 connecting to redis:6379. Name or service not known.",
         "kubectl get svc -A | grep redis",
     ),
+    "a registry that the node asks for": (
+        'kubelet: Failed to pull image "reg/app": dial tcp: lookup reg on 1.1.1.1:53: no such host',
+        "getent hosts reg",
+    ),
     "a build": (
         "#7 [2/4] RUN curl -O https://files.example/x\n#7 0.3 curl: (6) Could not resolve host: "
         "files.example",
@@ -72,6 +76,10 @@ def test_an_unknown_name_is_looked_at_before_the_name_server(text, said):
         ),
         ("dial tcp: lookup registry-1.docker.io: no such host", "no way out from here"),
         ("dial tcp: lookup registry.example on 10.0.0.2:53: server misbehaving", "no name server"),
+        (
+            "ssh: Could not resolve hostname gpu-box: Temporary failure in name resolution",
+            "no name",
+        ),
     ],
 )
 def test_a_public_name_or_a_passing_failure_is_the_name_servers(text, said):

@@ -314,6 +314,7 @@ PROGRESS = re.compile(
     r"|\b(?:retry|attempt).{0,20}\bsucceeded"
     r"|\bbatch.size.{0,12}\bsucceeded"
     r"|\bdetermined (?:the )?(?:\w{1,8} )?batch.size|\b\d+ epochs? completed in \d"
+    r"|\bresults saved to \S"
     r"|\bdone training in \d|train_runtime['\": ]{1,4}\d|\bfit`? stopped: .?max_\w+"
     r"|\bprompt executed in \d|\btraining (?:finished|completed?|done)\b"
     r"|\breconnected\b|\brecovered\b|\bcontainer \S+ +(?:started|healthy)|\bdone in \d"
