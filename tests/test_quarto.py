@@ -10,7 +10,7 @@ import pytest
 from labkit.cli import main
 from labkit.errors import UsageError
 from labkit.notebooks.quarto import read_quarto
-from labkit.notebooks.sources import Source, find_label, load_notebook, note_other_languages
+from labkit.notebooks.sources import Source, find_label, load_notebook, note_not_run
 
 DOCUMENT = """---
 title: "Losses"
@@ -155,10 +155,10 @@ def test_a_document_runs_without_quarto(tmp_path, capsys, monkeypatch):
 def test_the_blocks_of_other_languages_are_counted():
     blocks = ("python", "r", "c++", "r", "mermaid", ".python", "=html", "bash -e")
     text = "\n".join(f"```{{{one}}}\n1\n```" for one in blocks)
-    (note,) = note_other_languages(read_quarto(text))
+    (note,) = note_not_run(read_quarto(text))
     counts = "2 cells of {r}, 1 cell of {c++}, 1 cell of {bash}"
     assert note == f"not run: {counts}; the document's kernel runs python"
-    assert note_other_languages(read_quarto("```{python}\n1\n```\n")) == []
+    assert note_not_run(read_quarto("```{python}\n1\n```\n")) == []
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,10 @@ def test_blocks_of_another_language_are_text_unless_the_document_loads_their_mag
     notebook = load_notebook(Source("a", page))
     assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
         ("code", "1"),
-        ("markdown", "x <- 1"),
+        ("markdown", "```r\nx <- 1\n```"),
     ]
-    assert note_other_languages(notebook) == [
-        "not run: 1 cell of {r}; the document's kernel runs python"
-    ]
+    assert note_not_run(notebook) == ["not run: 1 cell of {r}; the document's kernel runs python"]
     page.write_text("```{python}\n%load_ext rpy2.ipython\n```\n\n```{r}\nx <- 1\n```\n")
     loaded = load_notebook(Source("a", page))
     assert loaded.cells[1].source == "%%R\nx <- 1"
-    assert note_other_languages(loaded) == []
+    assert note_not_run(loaded) == []

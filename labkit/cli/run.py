@@ -33,6 +33,19 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 DEFAULT_TOLERANCE = 1e-6
 NEEDED = ("nbclient", "nbformat", "ipykernel", "jupytext", "msgspec", "nh3")
 RUNS_FOLDER = Path("runs")
+FORMATS = """\
+what runs of a file:
+
+  .ipynb        its code cells
+  .py           a percent script, a Sphinx-Gallery script, or the whole file as one cell
+  .md           a plain one: its blocks of Python (without any, its own language), no shell;
+                with a header (jupytext:, jupyter:, kernelspec:): also ```bash and the like
+  .md, .myst    of MyST: its {code-cell} blocks
+  .Rmd          its chunks, {bash} too, as knitr does
+  .qmd          its chunks of the kernel's language, as Quarto's Jupyter engine does
+
+eval=FALSE and error=TRUE of a chunk count, in its fence or as '#| eval: false'. A note says
+what was not run."""
 
 
 def add_commands(commands: argparse._SubParsersAction[Any]) -> None:
@@ -48,8 +61,12 @@ def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="run labs or notebooks headless",
         description="Executes labs by name (their reference version), or notebooks by path,"
         " each in a fresh kernel. Exits 0 only if every claim held and every check passed.",
+        epilog=FORMATS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a lab, or PATH.ipynb|.py|.md")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="a lab, or PATH.ipynb|.py|.md|.myst|.Rmd|.qmd"
+    )
     parser.add_argument("--all", action="store_true", help="every lab")
     parser.add_argument(
         "--last-failed",
@@ -165,7 +182,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-output", action="store_true", help="write no run folder")
     parser.add_argument(
-        "--junit", type=Path, metavar="FILE", help="also write the result as JUnit XML"
+        "--junit",
+        type=Path,
+        metavar="FILE",
+        help="also write the result as JUnit XML; folders on the way are made",
     )
     parser.add_argument(
         "--compare-outputs",

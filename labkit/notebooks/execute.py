@@ -57,7 +57,7 @@ from labkit.notebooks.result import (
     collect_checks,
     collect_claims,
 )
-from labkit.notebooks.sources import Source, find_label, inject_parameters, note_other_languages
+from labkit.notebooks.sources import Source, find_label, inject_parameters, note_not_run
 from labkit.text import format_bytes, strip_ansi
 
 NAMES = ("OutOfMemoryError", "MemoryError")
@@ -227,7 +227,7 @@ class Execution:
         self._deadline = deadline
         self._follow = follow
         injected = inject_parameters(notebook, options.parameters)
-        self._notes = (*injected, *note_other_languages(notebook))
+        self._notes = (*injected, *note_not_run(notebook))
         self._saved = None
         if options.tolerance is not None:
             follow_marks(notebook)

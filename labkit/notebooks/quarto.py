@@ -14,34 +14,45 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from labkit.notebooks.fences import (
+    LANGUAGE_KEY,
+    apply_options,
+    read_fence_options,
+    read_lines,
+    read_yaml,
+    split_header,
+)
+
 OPENING = re.compile(r"^\s*(?P<fence>`{3,}|~{3,})\s*(?P<rest>.*?)\s*$")
 LANGUAGE = re.compile(r"\{(?P<language>[A-Za-z][\w+#-]*)(?:[ ,].*)?\}")
-OPTION = re.compile(r"^\s*#\| ?(.*)$")
 # Blocks that Quarto draws itself.
 DIAGRAMS = {"mermaid", "dot", "ojs"}
 KERNELS = {"python": "python3", "r": "ir"}
-# In the metadata of a text cell: the language of the code in it, which the kernel cannot run.
-LANGUAGE_KEY = "labkit_language"
 
 
 class Part(NamedTuple):
-    """Lines of the file, and the language and code of a block; None for text."""
+    """Lines of the file, and the language and code of a block; None for text.
+
+    ``words`` are all that its braces have.
+    """
 
     text: str
     language: str | None = None
     code: str = ""
+    words: str = ""
 
 
 def read_quarto(text: str) -> Any:
     """The notebook (nbformat 4) of a Quarto document. Raises ValueError if its YAML is invalid.
 
     The tags of a cell's options are its tags. With ``eval: false`` a cell is not executed, and with
-    ``error: true`` it may raise; the header's ``execute:`` sets both for all cells.
+    ``error: true`` it may raise; the header's ``execute:`` sets both for all cells, and knitr's
+    ``eval=FALSE`` in the braces does the same.
     """
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_raw_cell
 
-    header, lines = _split_header(text.splitlines())
-    settings = _read_yaml("\n".join(header))
+    header, lines = split_header(text.splitlines())
+    settings = read_yaml("\n".join(header))
     parts = list(_split_parts(lines))
     spec = _find_kernelspec(settings, parts)
     common = settings.get("execute")
@@ -50,32 +61,15 @@ def read_quarto(text: str) -> Any:
         notebook.cells.append(new_raw_cell("\n".join(["---", *header, "---"])))
     for part in parts:
         if part.language == spec["language"].lower():
-            tags = _list_tags(part.code, common if isinstance(common, Mapping) else {})
-            metadata = {"tags": tags} if tags else {}
-            notebook.cells.append(new_code_cell(part.code, metadata=metadata))
+            cell = new_code_cell(part.code)
+            shared = common if isinstance(common, Mapping) else {}
+            own = {**read_fence_options(part.words), **read_lines(part.code)}
+            apply_options(cell, {**shared, **own})
+            notebook.cells.append(cell)
         elif part.text.strip():
             marks = {LANGUAGE_KEY: part.language} if part.language else {}
             notebook.cells.append(new_markdown_cell(part.text.strip("\n"), metadata=marks))
     return notebook
-
-
-def _split_header(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines of the YAML header without its dashes, and the rest."""
-    if lines and lines[0].rstrip() == "---":
-        for end, line in enumerate(lines[1:], start=1):
-            if line.rstrip() in ("---", "..."):
-                return list(lines[1:end]), list(lines[end + 1 :])
-    return [], list(lines)
-
-
-def _read_yaml(text: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"its YAML is invalid: {error}") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _split_parts(lines: Sequence[str]) -> Iterator[Part]:
@@ -97,7 +91,7 @@ def _split_parts(lines: Sequence[str]) -> Iterator[Part]:
             yield Part("\n".join(words))
             words = []
             code = textwrap.dedent("\n".join(lines[place + 1 : end]))
-            yield Part("\n".join(lines[place : end + 1]), language, code)
+            yield Part("\n".join(lines[place : end + 1]), language, code, opening["rest"])
         place = end + 1
     yield Part("\n".join(words))
 
@@ -127,17 +121,3 @@ def _find_kernelspec(settings: Mapping[str, Any], parts: Sequence[Part]) -> dict
     if (name := known.get("name")) and isinstance(name, str):
         words = {"display_name": name, "name": name, **words}
     return {**describe_kernel(first), **words}
-
-
-def _list_tags(source: str, common: Mapping[str, Any]) -> list[str]:
-    """The tags of a cell: its own, and nbclient's for what its options say of its execution."""
-    from itertools import takewhile
-
-    found = takewhile(bool, map(OPTION.match, source.splitlines()))
-    own = _read_yaml("\n".join(option[1] for option in found if option))
-    options = {**common, **own}
-    tags = options.get("tags")
-    named = [tags] if isinstance(tags, str) else tags if isinstance(tags, list) else []
-    skipped = options.get("eval", options.get("enabled")) is False
-    extra = ["skip-execution"] * skipped + ["raises-exception"] * (options.get("error") is True)
-    return [*map(str, named), *extra]

@@ -15,15 +15,23 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from labkit.devices.detect import Detection
 from labkit.errors import DeviceMissingError, LabkitError, UsageError
 from labkit.notebooks.execute import Execution, RunOptions, Watch
+from labkit.notebooks.fences import NO_CODE
 from labkit.notebooks.result import MeasuringAccount, NotebookResult, RunFailure
 from labkit.notebooks.sources import Source, load_notebook
 
 Keep = Callable[[int, NotebookResult, Any], NotebookResult]
 Follow = Callable[[int, NotebookResult, Any], None]
 Load = Callable[[Source], Any]
+
+BLOCKS_HINT = (
+    "a plain .md runs only the blocks of its own language; a shell's block runs if the header has"
+    " jupytext:, or if it is a block of Python that begins with %%bash"
+)
 
 # Reading a notebook changes the warning filters, which are global to the process.
 LOADING = threading.Lock()
@@ -94,7 +102,7 @@ class Schedule:
                 self.stop()
                 if not isinstance(error, KeyboardInterrupt):
                     raise
-        return tuple(future.result() for future in futures)
+        return refuse_empty(tuple(future.result() for future in futures))
 
     def stop(self) -> None:
         """Ends the running notebooks and starts no other."""
@@ -152,6 +160,30 @@ class Schedule:
             with self._lock:
                 self._running.discard(execution)
         return self._keep(place, result, notebook)
+
+
+def refuse_empty(results: tuple[NotebookResult, ...]) -> tuple[NotebookResult, ...]:
+    """The results, "invalid" where no notebook of the run has any code: nothing has passed then.
+
+    Beside others that have code, a page of text passes with a note.
+    """
+    if any(one.cells or one.status != "passed" for one in results):
+        return results
+    return tuple(
+        replace(
+            one,
+            status="invalid",
+            notes=tuple(note for note in one.notes if note != NO_CODE),
+            error=RunFailure(f"{one.path} has no code", kind="invalid", hint=_explain_blocks(one)),
+        )
+        for one in results
+    )
+
+
+def _explain_blocks(result: NotebookResult) -> str | None:
+    """What makes code of a document's blocks, where some are left out; None without any."""
+    left = any(note.startswith("not run: ") for note in result.notes)
+    return BLOCKS_HINT if left and result.path.endswith(".md") else None
 
 
 def explain_failure(error: Exception) -> RunFailure:

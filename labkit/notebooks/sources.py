@@ -22,7 +22,20 @@ from typing import Any
 
 from labkit.errors import UsageError
 from labkit.files import name_kind, read_regular
-from labkit.notebooks.quarto import LANGUAGE_KEY, describe_kernel, read_quarto
+from labkit.notebooks.fences import (
+    LANGUAGE_KEY,
+    NO_CODE,
+    OPTION_KEY,
+    SHELLS,
+    RCode,
+    apply_options,
+    declare_language,
+    is_declared,
+    leave_blocks,
+    read_common,
+    read_lines,
+)
+from labkit.notebooks.quarto import describe_kernel, read_quarto
 from labkit.text import escape_controls, first_line, plural
 
 # A name with one of these endings is a file; jupytext reads all but the first and the last.
@@ -94,11 +107,12 @@ def load_notebook(source: Source) -> Any:
         text = read_regular(source.path).decode("utf-8-sig")  # also with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{source.path} cannot be read", cause=str(error)) from error
-    return (
-        _parse_ipynb(source.path, text)
-        if source.path.suffix == ".ipynb"
-        else _parse_script(source.path, text)
-    )
+    is_json = source.path.suffix == ".ipynb"
+    notebook = (_parse_ipynb if is_json else _parse_script)(source.path, text)
+    if not any(cell.source.strip() for cell in notebook.cells if cell.cell_type != "raw"):
+        cause = "its cells are empty" if text.strip() else "the file is empty"
+        raise UsageError(f"{source.path} has no code", cause=cause)
+    return notebook
 
 
 def _parse_ipynb(path: Path, text: str) -> Any:
@@ -259,32 +273,80 @@ def _read_script(path: Path, text: str) -> Any:
     if path.suffix == ".qmd":  # jupytext needs Quarto's program for it
         return read_quarto(text)
     import jupytext
+    from jupytext.languages import _JUPYTER_LANGUAGES
 
-    notebook = jupytext.reads(text, fmt=path.suffix[1:])
-    _leave_other_languages(notebook)
+    kind, known = path.suffix[1:], [one.lower() for one in _JUPYTER_LANGUAGES]
+    blocks = None
+    if kind == "md" and not is_declared(text):
+        blocks = leave_blocks(text, known)
+        text = blocks.text
+    notebook = jupytext.reads(text, fmt=kind)
+    if blocks:
+        blocks.restore(notebook.cells)
+    if kind == "Rmd" and _find_main_language(notebook) in SHELLS and not is_declared(text):
+        # Knitr runs a shell's chunks beside those of another language.
+        others = {cell.source.partition("\n")[0] for cell in notebook.cells}
+        main = "R" if "%%R" in others and not {"%%python", "%%python3"} & others else "python"
+        notebook = jupytext.reads(declare_language(text, main), fmt=kind)
+    # In a script the magic is the author's own, and a run without it fails.
+    _leave_other_languages(notebook, (*known, *WITHOUT_MAGIC) if kind != "py" else WITHOUT_MAGIC)
+    if kind == "Rmd":
+        common = read_common(cell.source for cell in notebook.cells)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                apply_options(cell, {**common, **_read_chunk_options(cell)})
     return notebook
 
 
-# Languages of blocks for which jupytext writes magics that IPython does not have by itself.
-WITHOUT_MAGIC = re.compile(r"%%(R|julia|octave|matlab|stata|sas|scala)\n")
+def _find_main_language(notebook: Any) -> str:
+    return str(notebook.metadata.get("jupytext", {}).get("main_language", "python")).lower()
 
 
-def _leave_other_languages(notebook: Any) -> None:
+def _read_chunk_options(cell: Any) -> dict[str, Any]:
+    """The options of a chunk of R Markdown: jupytext has those of its fence in the metadata."""
+    mark = "#R_CODE#"  # jupytext's, of what it does not read
+    fence = {
+        name: RCode(value.removeprefix(mark))
+        if isinstance(value, str) and value.startswith(mark)
+        else value
+        for name, value in cell.metadata.items()
+        if name in ("eval", "error")
+    }
+    # A chunk of another language has its magic in the first line.
+    found = _MAGIC.match(cell.source)
+    return {**fence, **read_lines(cell.source[found.end() :] if found else cell.source)}
+
+
+_MAGIC = re.compile(r"%%(\S+)[^\n]*\n")
+# Of the languages for which jupytext writes magics, those that IPython has by itself.
+WITH_MAGIC = (
+    *("bash", "sh", "script", "python", "python2", "python3", "pypy", "perl", "ruby"),
+    *("javascript", "js", "html", "svg", "latex", "markdown"),
+)
+# Languages with a kernel of their own.
+WITHOUT_MAGIC = ("r", "julia", "octave", "matlab", "stata", "sas", "scala")
+
+
+def _leave_other_languages(notebook: Any, known: Sequence[str]) -> None:
     """Names the kernel that the document's own language needs, and makes text of other blocks.
 
-    Jupytext names none where the header does not: R would run as Python.
+    Jupytext names none where the header does not: R would run as Python. ``known`` are the
+    languages whose magics stand for blocks.
     """
     metadata = notebook.metadata
-    language = str(metadata.get("jupytext", {}).get("main_language", "python")).lower()
+    language = _find_main_language(notebook)
     if "kernelspec" not in metadata and language != "python":
         metadata["kernelspec"] = describe_kernel(language)
     if any("%load_ext" in cell.source for cell in notebook.cells):
         return
+    runs = WITH_MAGIC if find_language(notebook) == "python" else ()
     for cell in notebook.cells:
-        found = WITHOUT_MAGIC.match(cell.source) if cell.cell_type == "code" else None
-        if found:
-            cell.update(cell_type="markdown", source=cell.source[found.end() :])
-            cell.metadata[LANGUAGE_KEY] = found[1].lower()
+        found = _MAGIC.match(cell.source) if cell.cell_type == "code" else None
+        name = found[1].lower() if found else ""
+        if found and name in known and name not in runs:
+            code = cell.source[found.end() :]
+            cell.update(cell_type="markdown", source=f"```{name}\n{code}\n```")
+            cell.metadata[LANGUAGE_KEY] = name
             for key in ("outputs", "execution_count"):
                 cell.pop(key, None)
 
@@ -333,19 +395,37 @@ def _read_options(lines: Sequence[str], start: int) -> str:
 
 # What is said of a notebook's cells.
 
+
+def has_code(notebook: Any) -> bool:
+    """True if the notebook has a code cell with a source."""
+    return any(cell.cell_type == "code" and cell.source.strip() for cell in notebook.cells)
+
+
+def note_not_run(notebook: Any) -> list[str]:
+    """Which blocks of code a run leaves out, as notes; none if the kernel runs all of them."""
+    left: list[str] = []
+    for cell in notebook.cells:
+        languages = cell.metadata.get(LANGUAGE_KEY, [])
+        left += [languages] if isinstance(languages, str) else map(str, languages)
+    notes = [] if has_code(notebook) else [NO_CODE]
+    if left:
+        counts = [f"{plural(left.count(one), 'cell')} of {{{one}}}" for one in dict.fromkeys(left)]
+        language = notebook.metadata.get("kernelspec", {}).get("language", "python")
+        notes.append(f"not run: {', '.join(counts)}; the document's kernel runs {language}")
+    options = [cell.metadata[OPTION_KEY] for cell in notebook.cells if OPTION_KEY in cell.metadata]
+    if options:
+        counts = [
+            f"{plural(options.count(one), 'cell')} with {one}" for one in dict.fromkeys(options)
+        ]
+        unknown = any(not one.endswith("=FALSE") for one in options)
+        why = "; R code in an option is not evaluated" if unknown else ""
+        notes.append(f"not run: {', '.join(counts)}{why}")
+    return notes
+
+
 # A cell of any language may begin with options, in comments of its language.
 ANY_OPTION = re.compile(r"(?:#|//|--|%)\|")
 LABEL = re.compile(ANY_OPTION.pattern + r"\s*label:\s*(?P<quote>[\"']?)(?P<label>.*\S)(?P=quote)$")
-
-
-def note_other_languages(notebook: Any) -> list[str]:
-    """Which blocks of code a run leaves out, as one note; none if the kernel runs all of them."""
-    left = [cell.metadata[LANGUAGE_KEY] for cell in notebook.cells if LANGUAGE_KEY in cell.metadata]
-    if not left:
-        return []
-    counts = [f"{plural(left.count(one), 'cell')} of {{{one}}}" for one in dict.fromkeys(left)]
-    language = notebook.metadata.get("kernelspec", {}).get("language", "python")
-    return [f"not run: {', '.join(counts)}; the document's kernel runs {language}"]
 
 
 def find_label(source: str) -> str:

@@ -1,0 +1,206 @@
+"""The blocks of a markdown document: which of them are code, and what their options ask for.
+
+A README shows commands that nobody asked to run, so a plain ``.md`` runs the blocks of its own
+language alone; its header can say more (``jupytext:``, ``jupyter:``, ``kernelspec:``). A chunk of
+R Markdown or Quarto has knitr's options, in its fence or in its first lines
+(https://yihui.org/knitr/options/).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+# In the metadata of a text cell: the language of the code in it, or a list of them, which is not
+# run.
+LANGUAGE_KEY = "labkit_language"
+# In the metadata of a code cell: the option that keeps it from running, as it is written.
+OPTION_KEY = "labkit_not_run"
+
+NO_CODE = "it has no code of the kernel's language"
+
+# What shows a document instead of computing in it.
+MARKUP = ("html", "latex", "markdown", "svg")
+SHELLS = ("bash", "sh", "script", "shell", "zsh", "fish", "console", "powershell")
+PYTHONS = ("python", "python3")
+
+
+def split_header(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The lines of the YAML header without its dashes, and the rest."""
+    if lines and lines[0].rstrip() == "---":
+        for end, line in enumerate(lines[1:], start=1):
+            if line.rstrip() in ("---", "..."):
+                return list(lines[1:end]), list(lines[end + 1 :])
+    return [], list(lines)
+
+
+def is_declared(text: str) -> bool:
+    """True if the document's header says that it is a notebook.
+
+    >>> is_declared("---\\njupytext:\\n  formats: md\\n---\\n"), is_declared("---\\ntitle: a\\n---")
+    (True, False)
+    """
+    header, _ = split_header(text.splitlines())
+    return any(re.match(r"(jupytext|jupyter|kernelspec)\s*:", line) for line in header)
+
+
+def declare_language(text: str, language: str) -> str:
+    """The document with a header that names the language of its code, in jupytext's words."""
+    named = ["jupyter:", "  jupytext:", f"    main_language: {language}"]
+    header, rest = split_header(text.splitlines())
+    return "\n".join(["---", *header, *named, "---", *([] if header else [""]), *rest])
+
+
+# Blocks of a plain document.
+
+_FENCE = re.compile(r"^(?P<fence>`{3,})[ \t]*(?P<language>[^\s`{]*)(?P<rest>[^`]*)$")
+
+
+class Fence(NamedTuple):
+    """The first line of a block: its number from 0, its backticks, language and the rest."""
+
+    number: int
+    ticks: str
+    language: str
+    rest: str
+
+
+class LeftBlocks(NamedTuple):
+    """A document whose blocks in other languages are text, and what was written for each mark."""
+
+    text: str
+    marks: Mapping[str, tuple[str, str]]
+
+    def restore(self, cells: Iterable[Any]) -> None:
+        """Gives the lines of the blocks back, and notes in each cell which languages it has."""
+        for cell in cells:
+            lines, left = cell.source.split("\n"), []
+            for place, line in enumerate(lines):
+                if line in self.marks:
+                    lines[place], language = self.marks[line]
+                    left.append(language)
+            if left:
+                cell.source = "\n".join(lines)
+                cell.metadata[LANGUAGE_KEY] = left
+
+
+def leave_blocks(text: str, known: Sequence[str]) -> LeftBlocks:
+    """The document, for jupytext, with the blocks of all languages but its own marked as text.
+
+    Its own is Python if it has a block of Python, else the most frequent of the ``known``
+    languages that is neither a shell nor markup.
+    """
+    lines = text.split("\n")
+    fences = [
+        one
+        for one in _find_fences(lines)
+        if one.language.lower() in SHELLS or one.language.lower() in known
+    ]
+    own = _find_own({*PYTHONS}, fences) or {"python"}
+    marks = {}
+    for number, ticks, language, rest in fences:
+        if language.lower() in PYTHONS and "python" in own:
+            lines[number] = f"{ticks}python{rest}"  # jupytext: %%python3, a process of its own
+        elif language.lower() not in own:
+            # jupytext's own word for a block that is not evaluated, and a name for the line.
+            mark = f"{ticks}{language} .noeval .labkit_{number}"
+            marks[mark] = lines[number].rstrip(), language.lower()
+            lines[number] = mark
+    return LeftBlocks("\n".join(lines), marks)
+
+
+def _find_own(pythons: set[str], fences: Sequence[Fence]) -> set[str]:
+    languages = Counter(one.language.lower() for one in fences)
+    if pythons & languages.keys():
+        return pythons
+    found = [one for one, _ in languages.most_common() if one not in (*SHELLS, *MARKUP)]
+    return set(found[:1])
+
+
+def _find_fences(lines: Sequence[str]) -> Iterator[Fence]:
+    """The opening lines of the blocks; a block inside another one is text of that one."""
+    opened = None
+    for number, line in enumerate(lines):
+        found = _FENCE.match(line.rstrip())
+        if found is None:
+            continue
+        if opened is None:
+            opened = found["fence"]
+            yield Fence(number, opened, found["language"], found["rest"])
+        elif len(found["fence"]) >= len(opened) and not (found["language"] or found["rest"]):
+            opened = None
+
+
+# Options of a chunk.
+
+OPTION = re.compile(r"^\s*#\| ?(.*)$")
+_QUOTED = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
+_FENCE_OPTION = re.compile(r"(?:^|[\s,{])(eval|error)\s*=\s*((?:[^\s,()\[\]{}]|\([^()]*\))+)")
+_GLOBAL_OPTIONS = re.compile(r"opts_chunk\$set\(((?:[^()]|\([^()]*\))*)\)")
+_EXPRESSION = re.compile(r"^(?P<name>[\w.-]+):[ \t]*!expr[ \t]+(?P<code>.*)$", re.MULTILINE)
+_TRUTHS = {"TRUE": True, "T": True, "true": True, "FALSE": False, "F": False, "false": False}
+
+
+class RCode(str):
+    """A value that is R code, which is not evaluated here."""
+
+    __slots__ = ()
+
+
+def read_yaml(text: str) -> dict[str, Any]:
+    """The mapping that the YAML has, empty for another value. Raises ValueError if it is invalid.
+
+    A value with knitr's tag ``!expr`` is RCode.
+    """
+    import yaml
+
+    expressions = {one["name"]: RCode(one["code"]) for one in _EXPRESSION.finditer(text)}
+    try:
+        found = yaml.safe_load(_EXPRESSION.sub("", text))
+    except yaml.YAMLError as error:
+        raise ValueError(f"its YAML is invalid: {error}") from error
+    return {**(found if isinstance(found, dict) else {}), **expressions}
+
+
+def read_fence_options(text: str) -> dict[str, Any]:
+    """The options ``eval`` and ``error`` in the words of a chunk's fence, or of a call in R.
+
+    >>> read_fence_options("python, eval=FALSE, fig.cap='error=TRUE'")
+    {'eval': False}
+    """
+    found = _FENCE_OPTION.findall(_QUOTED.sub("''", text))
+    return {name: _TRUTHS.get(value, RCode(value)) for name, value in found}
+
+
+def read_lines(source: str) -> dict[str, Any]:
+    """The options in a chunk's first lines, ``#| eval: false`` or ``#| eval=FALSE``."""
+    found = takewhile(bool, map(OPTION.match, source.splitlines()))
+    lines = [option[1] for option in found if option]
+    first = next(filter(str.strip, lines), "")
+    if re.match(r"\s*[\w.-]+\s*=", first):
+        return read_fence_options(", ".join(lines))
+    return read_yaml("\n".join(lines))
+
+
+def read_common(sources: Iterable[str]) -> dict[str, Any]:
+    """The options that the document's own R code sets for all its chunks."""
+    calls = [call for source in sources for call in _GLOBAL_OPTIONS.findall(source)]
+    return {key: value for call in calls for key, value in read_fence_options(call).items()}
+
+
+def apply_options(cell: Any, options: Mapping[str, Any]) -> None:
+    """Gives a code cell the tags that nbclient knows for what the options say of its execution."""
+    tags = options.get("tags")
+    named = [tags] if isinstance(tags, str) else tags if isinstance(tags, list) else []
+    name = "eval" if "eval" in options else "enabled"
+    value = options.get(name)
+    skipped = value is False or isinstance(value, RCode)
+    extra = ["skip-execution"] * skipped + ["raises-exception"] * (options.get("error") is True)
+    all_tags = [*map(str, cell.metadata.get("tags") or []), *map(str, named), *extra]
+    if all_tags:
+        cell.metadata["tags"] = list(dict.fromkeys(all_tags))
+    if skipped:
+        cell.metadata[OPTION_KEY] = f"{name}={'FALSE' if value is False else value}"

@@ -1,0 +1,247 @@
+"""Which blocks of a markdown document run, and what their options ask for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from labkit.cli import main
+from labkit.errors import UsageError
+from labkit.notebooks.fences import leave_blocks, read_fence_options, read_lines
+from labkit.notebooks.sources import Source, load_notebook, note_not_run
+
+README = """# A tool
+
+```console
+$ pip install tool
+```
+
+```bash title="once"
+rm -rf data
+```
+
+```sh
+rm -rf data
+```
+
+```bash {"a": 1}
+rm -rf data
+```
+
+````md
+```bash
+only shown
+```
+````
+
+```python3
+made = 1
+```
+More:
+```ruby
+system("rm -rf data")
+```
+
+```html
+<b>
+```
+
+```python tags=["last"]
+%%bash
+echo asked for
+```
+"""
+HEADER = "---\njupytext:\n  cell_metadata_filter: all\n---\n\n"
+
+
+def read(folder, name, text):
+    (folder / name).write_text(text)
+    return load_notebook(Source("a", folder / name))
+
+
+def list_code(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def list_tags(notebook):
+    return [
+        [tag for tag in cell.metadata.get("tags", []) if "-" in tag]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_a_readme_runs_its_own_language_alone(tmp_path, end):
+    (tmp_path / "a.md").write_bytes(README.replace("\n", end).encode())
+    notebook = load_notebook(Source("a", tmp_path / "a.md"))
+    assert list_code(notebook) == ["made = 1", "%%bash\necho asked for"]
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for line in ('```bash title="once"', '```bash {"a": 1}', "```sh", "```html", "```console"):
+        assert f"{line}\n" in text
+    assert ".noeval" not in str(notebook)
+    (note,) = note_not_run(notebook)
+    counts = "1 cell of {console}, 2 cells of {bash}, 1 cell of {sh}, 1 cell of {ruby}"
+    assert note == f"not run: {counts}, 1 cell of {{html}}; the document's kernel runs python"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (HEADER + "```python\n1\n```\n\n```bash\nls\n```\n", ["1", "%%bash\nls"]),
+        ("```{code-cell}\n1\n```\n\n```bash\nls\n```\n", ["1"]),
+        (
+            "---\ntitle: a\n---\n\n```bash\nls\n```\n\n```bash\nls\n```\n\n```python\n1\n```\n",
+            ["1"],
+        ),
+        ("```bash\nls\n```\n\n```html\n<b>\n```\n", []),
+        ("~~~bash\nls\n~~~\n\n```python\n1\n```\n", ["1"]),
+    ],
+    ids=["a header", "MyST", "mostly a shell", "nothing to run", "tildes"],
+)
+def test_the_header_says_whether_a_shells_block_is_a_cell(tmp_path, text, code):
+    assert list_code(read(tmp_path, "a.md", text)) == code
+
+
+def test_a_document_of_one_other_language_keeps_it(tmp_path):
+    notebook = read(tmp_path, "a.md", "```bash\nnpm i\n```\n\n```js\nlet x = 1\n```\n")
+    assert list_code(notebook) == ["let x = 1"]
+    assert note_not_run(notebook) == [
+        "not run: 1 cell of {bash}; the document's kernel runs js",
+    ]
+
+
+CHUNKS = """```{r setup, include=FALSE}
+knitr::opts_chunk$set(echo = TRUE, error = TRUE)
+```
+
+```{bash}
+ls
+```
+
+```{bash, eval=FALSE}
+ls
+```
+
+```{python, include=FALSE, error=FALSE}
+1
+```
+
+```{python name, eval = F}
+2
+```
+
+```{python}
+#| eval: false
+3
+```
+
+```{python}
+#| eval=FALSE, echo=TRUE
+4
+```
+
+```{python, eval=has_gpu}
+5
+```
+
+```{python}
+#| eval: !expr nrow(x) > 0
+6
+```
+
+```{bash}
+#| eval: false
+ls
+```
+
+```{sql}
+select 1
+```
+"""
+SKIP, ALLOW = "skip-execution", "raises-exception"
+
+
+def test_knitrs_options_count_in_r_markdown(tmp_path):
+    notebook = read(tmp_path, "a.Rmd", CHUNKS)
+    code = list_code(notebook)
+    assert code[:3] == ["%%bash\nls", "%%bash\nls", "1"]
+    tags = list_tags(notebook)
+    assert tags == [[ALLOW], [SKIP, ALLOW], [], *[[SKIP, ALLOW]] * 6]
+    languages, options = note_not_run(notebook)
+    assert languages.startswith("not run: 1 cell of {r}, 1 cell of {sql};")
+    assert options == (
+        "not run: 5 cells with eval=FALSE, 1 cell with eval=has_gpu, 1 cell with eval=nrow(x) > 0;"
+        " R code in an option is not evaluated"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "kernel"),
+    [
+        ("```{bash}\nls\n```\n\n```{bash}\nls\n```\n\n```{python}\n1\n```\n", 3, "python"),
+        ("```{bash}\nls\n```\n", 1, "python"),
+        ("```{bash}\nls\n```\n\n```{bash}\nls\n```\n\n```{r}\n1\n```\n", 1, "r"),
+    ],
+    ids=["python", "a shell alone", "R"],
+)
+def test_a_shell_is_not_the_kernel_of_r_markdown(tmp_path, text, code, kernel):
+    notebook = read(tmp_path, "a.Rmd", text)
+    assert len(list_code(notebook)) == code
+    assert notebook.metadata.get("kernelspec", {}).get("language", "python") == kernel
+
+
+@pytest.mark.parametrize(
+    ("fence", "tags"),
+    [
+        ("python, eval=FALSE", [SKIP]),
+        ("python error=TRUE", [ALLOW]),
+        ("python eval=false error=true", [SKIP, ALLOW]),
+        ("python, fig.cap='eval=FALSE'", []),
+        ("python, echo=FALSE, include=FALSE", []),
+    ],
+)
+def test_knitrs_options_count_in_quarto(tmp_path, fence, tags):
+    assert list_tags(read(tmp_path, "a.qmd", f"```{{{fence}}}\n1\n```\n")) == [tags]
+
+
+def test_options_of_a_fence_and_of_lines():
+    assert read_fence_options("python, eval=c(1, 2), error = T") == {
+        "eval": "c(1, 2)",
+        "error": True,
+    }
+    assert read_lines("#| error = TRUE\n#| eval = FALSE\n1") == {"error": True, "eval": False}
+    assert read_lines("1\n#| eval: false") == {}
+
+
+def test_a_block_without_an_end_is_left_too():
+    assert list(leave_blocks("```bash\nls", ["bash"]).marks) == ["```bash .noeval .labkit_0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.py", ""),
+        ("a.qmd", "---\ntitle: a\n---\n"),
+        ("a.md", "\n\n"),
+        ("a.ipynb", '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'),
+    ],
+)
+def test_an_empty_document_is_refused(tmp_path, name, text):
+    with pytest.raises(UsageError, match=r"has no code"):
+        read(tmp_path, name, text)
+
+
+@pytest.mark.slow
+def test_a_document_without_code_passes_only_beside_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# A\n\n```bash\ntouch ran\n```\n")
+    (tmp_path / "b.py").write_text("x = 1\n")
+    assert main(["run", "README.md", "--no-output", "--json"]) == 2
+    (told,) = json.loads(capsys.readouterr().out)["notebooks"]
+    assert (told["status"], told["error"]["what"]) == ("invalid", "README.md has no code")
+    assert "%%bash" in told["error"]["hint"]
+    assert main(["run", "README.md", "b.py", "--no-output"]) == 0
+    assert "note: it has no code of the kernel's language" in capsys.readouterr().out
+    assert not (tmp_path / "ran").exists()
