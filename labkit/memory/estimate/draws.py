@@ -25,14 +25,20 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    FunctionType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any, NamedTuple
 
 import torch
 
 from labkit.memory.estimate.clock import CUT, DATES, Clock, list_dates, list_functions
 from labkit.memory.estimate.cuda import Replacement, find_number, mend_imported
-from labkit.memory.estimate.iterators import find_copy, keep_place
+from labkit.memory.estimate.iterators import end_copies, find_copy, keep_place
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
 from labkit.memory.track.frames import PACKAGE, USER, is_user_file, judge_file
@@ -210,15 +216,21 @@ class Draws:
             yield
 
     def _restore(self) -> None:
-        """Gives the generators their states back."""
+        """Gives the generators their states back, and ends the copies, which hold fake tensors."""
         for restore in self._kept.values():
             restore()
         self._kept.clear()
+        self._copies.clear()
+        end_copies()
 
     def _copy(self, value: Any) -> Any:
         """The copy of a live iterator; None for anything else. A file gets its place back."""
         kind = type(value)
-        if not hasattr(kind, "__next__") and kind.__name__ != "socket":
+        if isinstance(value, CALLED):
+            made = self._copy(value.__self__)
+            return None if made is None else getattr(made, value.__name__)
+        gives = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+        if not gives and kind.__name__ != "socket":
             return None  # most names
         known = self._copies.get(id(value))
         if known is None:
@@ -535,6 +547,8 @@ def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None
 
 
 METHODS = MethodType, BuiltinMethodType
+# Methods of what C has made: an iterator's ``__next__``, a generator's ``send``.
+CALLED = BuiltinMethodType, MethodWrapperType
 # What is neither a generator, nor a method of one, nor an iterator: most of what code names.
 USUAL = frozenset((FunctionType, ModuleType, type, str, int, float, bool, type(None), list, tuple,
                    dict, set, frozenset, bytes))  # fmt: skip

@@ -394,8 +394,9 @@ class Simulation:
             for one in gc.get_objects()
             if type(one) is fake_tensor.FakeTensor and one.fake_mode is self._fake
         ]
-        if fakes:
-            self.note(LEFT.format(", ".join(name_holders(fakes))))
+        names = name_holders(fakes) if fakes else []
+        if names:
+            self.note(LEFT.format(", ".join(names)))
 
     def note(self, words: str) -> None:
         """Adds a note, once."""

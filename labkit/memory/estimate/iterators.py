@@ -11,20 +11,24 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import gc
 import inspect
 import io
 import itertools
+import operator
 import sys
 import types
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from types import FunctionType, GeneratorType, SimpleNamespace
+import weakref
+from collections.abc import Callable, Iterator
+from types import AsyncGeneratorType, FunctionType, GeneratorType, SimpleNamespace
 from typing import Any, NoReturn
 
 from torch.utils.data import dataloader
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.cuda import replace_in_thread
+from labkit.memory.track.frames import OWN, judge_file
 
 FIX = (
     "pass the loader instead of its iterator, and take the batch in the step:"
@@ -37,6 +41,13 @@ LOADED_AGAIN = (
 )
 Convert = Callable[[Any], Any]
 LOADING = (dataloader._SingleProcessDataLoaderIter, dataloader._MultiProcessingDataLoaderIter)
+# A generator, or an asynchronous one: how the names of its code and its frame begin.
+GENERATORS = {GeneratorType: "gi", AsyncGeneratorType: "ag"}
+METHODS = {types.BuiltinMethodType, types.MethodWrapperType}
+# What a generator has beside its variables.
+PASSED = (types.CodeType, types.FrameType, types.ModuleType)
+# The items of a longer list are not searched for iterators.
+MOST_PARTS = 1_000
 # Python's modules whose iterators say how they are made; csv's do not.
 MODULES = {"builtins", "itertools", "_csv"}
 # The methods that take something from a stream.
@@ -70,6 +81,12 @@ class HeldIterator:
     def __iter__(self) -> HeldIterator:
         return self.__next__()
 
+    def __aiter__(self) -> HeldIterator:
+        return self.__next__()
+
+    def __anext__(self) -> NoReturn:
+        self.__next__()
+
     def __next__(self) -> NoReturn:
         fix = FIX_STREAM if _is_stream(self._held) else FIX
         raise LiveIteratorError(_name_kind(self._held), fix)
@@ -97,18 +114,91 @@ def refuse_copy(name: str, words: str) -> UsageError:
 @functools.lru_cache(maxsize=4096)
 def is_iterator(kind: Any) -> bool:
     """True for the type of a generator, or of an iterator of Python's own."""
-    return kind is GeneratorType or (kind.__module__ in MODULES and hasattr(kind, "__next__"))
+    return kind in GENERATORS or (kind.__module__ in MODULES and hasattr(kind, "__next__"))
+
+
+def _find_kind(value: Any) -> Any:
+    return type(value)
 
 
 def find_copy(value: Any) -> Any:
-    """What a step gets for a live iterator that its code can name; None for anything else."""
+    """What a step gets for a live iterator that its code can name; None for anything else.
+
+    For a method of one, ``iterator.__next__``, it is that of the copy.
+    """
     kind: Any = type(value)
+    if kind in METHODS and is_iterator(_find_kind(value.__self__)):
+        return getattr(find_copy(value.__self__), value.__name__)
     if is_iterator(kind):
         try:
-            return copy_iterator(value, lambda one: find_copy(one) or one)
+            return _PartsCopy().convert(value)
         except LiveIteratorError:
             return HeldIterator(value)
     return HeldIterator(value) if _is_stream(value) else None
+
+
+class _PartsCopy:
+    """Copies what an iterator is made of; what it has twice is copied once."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    def convert(self, value: Any) -> Any:
+        """The copy of an iterator or a stream, or of a list that holds one; else the value."""
+        if id(value) not in self._made:
+            self._made[id(value)] = value, self._copy(value)
+        return self._made[id(value)][1]
+
+    def _copy(self, value: Any) -> Any:
+        kind: Any = type(value)
+        if is_iterator(kind):
+            return copy_iterator(value, self.convert)
+        if kind in {tuple, list} and len(value) <= MOST_PARTS:
+            parts = [self.convert(one) if _may_read(one) else one for one in value]
+            return value if all(map(operator.is_, parts, value)) else kind(parts)
+        if kind.__module__ == "itertools" and kind.__name__ == "_tee_dataobject":
+            source, given, later = value.__reduce__()[1]
+            return kind(self.convert(source), [*given], later and self.convert(later))
+        return HeldIterator(value) if _is_stream(value) else value
+
+
+def _may_read(value: Any) -> bool:
+    return is_iterator(_find_kind(value)) or type(value) in {tuple, list} or _is_stream(value)
+
+
+def list_parts(iterator: Any) -> list[Any]:
+    """What an iterator is made of: of a generator its function and its variables."""
+    if type(iterator) in GENERATORS and judge_file(_read_code(iterator).co_filename) == OWN:
+        return []
+    parts = gc.get_referents(iterator)
+    for one in list(parts):
+        if isinstance(one, types.FrameType):  # of a generator, in Python 3.10
+            names = (one.f_globals, one.f_builtins)
+            held = gc.get_referents(one)
+            parts += [each for each in held if all(each is not known for known in names)]
+        elif type(one).__name__ == "_tee_dataobject":
+            parts += gc.get_referents(one)
+    return [one for one in parts if not isinstance(one, PASSED)]
+
+
+def _read_code(generator: Any) -> Any:
+    return getattr(generator, f"{GENERATORS[type(generator)]}_code")
+
+
+def _read_frame(generator: Any) -> Any:
+    return getattr(generator, f"{GENERATORS[type(generator)]}_frame")
+
+
+def read_place(value: Any) -> tuple[int, ...] | None:
+    """Where a generator, or an asynchronous one, is, to compare; None for anything else."""
+    if type(value) not in GENERATORS:
+        return None
+    frame = _read_frame(value)
+    if frame is None:
+        return ()
+    # Python adds a dictionary where something asks for the variables.
+    held = (id(one) for one in gc.get_referents(value) if type(one) is not dict)
+    return (frame.f_lasti, *held)
 
 
 def _is_stream(value: Any) -> bool:
@@ -122,7 +212,7 @@ def _is_stream(value: Any) -> bool:
 
 def copy_iterator(iterator: Any, convert: Convert) -> Any:
     """A copy; ``convert`` copies what the iterator is made of. Raises LiveIteratorError."""
-    if isinstance(iterator, GeneratorType):
+    if type(iterator) in GENERATORS:
         return _copy_generator(iterator, convert)
     kind: Any = type(iterator)
     if kind.__reduce__ is object.__reduce__:  # it would make an empty one
@@ -147,11 +237,10 @@ def _copy_state(state: Any, convert: Convert) -> Any:
     return [*state] if isinstance(state, list) else convert(state)
 
 
-def _copy_generator(generator: Generator[Any], convert: Convert) -> Generator[Any]:
+def _copy_generator(generator: Any, convert: Convert) -> Any:
     """A generator of the same function and arguments, if this one has given nothing yet."""
-    source: Any = generator
-    code, frame = source.gi_code, source.gi_frame
-    if inspect.getgeneratorstate(generator) != inspect.GEN_CREATED or frame is None:
+    code, frame = _read_code(generator), _read_frame(generator)
+    if frame is None:
         raise LiveIteratorError(_name_kind(generator), FIX)
     local = dict(frame.f_locals)
     cells = [
@@ -166,13 +255,33 @@ def _copy_generator(generator: Generator[Any], convert: Convert) -> Generator[An
         given += map(convert, local[next(names)])
     if code.co_flags & inspect.CO_VARKEYWORDS:
         named |= local[next(names)]
-    made: Generator[Any] = function(*given, **named)
+    made = function(*given, **named)
+    if _read_frame(made).f_lasti != frame.f_lasti:  # where a new one is
+        raise LiveIteratorError(_name_kind(generator), FIX)
+    _copies.append(weakref.ref(made))
     return made
+
+
+# The generators that were made for the step that is simulated now.
+_copies: list[weakref.ref[Any]] = []
+
+
+def end_copies() -> None:
+    """Ends the generators that were made for a step: they hold what it has had of them.
+
+    Their own ``finally`` is the step's code, so this is called before what it changes is put back.
+    """
+    for find in _copies:
+        made = find()
+        if isinstance(made, GeneratorType):
+            with contextlib.suppress(Exception, LiveIteratorError):
+                made.close()
+    _copies.clear()
 
 
 def _name_kind(value: Any) -> str:
     """The kind of an iterator, with its article and, of a generator, its function."""
-    if isinstance(value, GeneratorType):
+    if type(value) in GENERATORS:
         return f"a generator ({value.__name__})"
     kind = type(value).__name__
     return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.lstrip('_')}"
@@ -272,7 +381,7 @@ def copy_iterators(loaders: LiveLoaders) -> Iterator[None]:
         made = type(bar)(copy.deepcopy(bar.iterable, memo), total=bar.total, disable=True)
         return memo.setdefault(id(bar), made)
 
-    added = {**dict.fromkeys(LOADING, load_again), GeneratorType: generate_again}
+    added = {**dict.fromkeys(LOADING, load_again), **dict.fromkeys(GENERATORS, generate_again)}
     bars = sys.modules.get("tqdm.std")
     if bars is not None:
         added |= dict.fromkeys(_list_kinds(bars.tqdm), show_nothing)

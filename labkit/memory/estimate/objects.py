@@ -9,6 +9,7 @@ step, and gives the changed ones their content back. The step's arguments are co
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import gc
 import io
@@ -22,7 +23,15 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from operator import is_
-from types import BuiltinMethodType, CellType, FrameType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    CellType,
+    FrameType,
+    FunctionType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any
 
 import torch
@@ -40,7 +49,7 @@ from labkit.memory.estimate.buffers import (
     keep_text,
 )
 from labkit.memory.estimate.cuda import find_number
-from labkit.memory.estimate.iterators import find_copy, is_iterator
+from labkit.memory.estimate.iterators import find_copy, is_iterator, list_parts, read_place
 from labkit.memory.estimate.opened import (
     CHANGED,
     CSV_WRITER,
@@ -90,7 +99,14 @@ EMPTIED = (
     "the cache of {} is emptied: the simulation has put values into it that are not real",
     "the caches of {} are emptied: the simulation has put values into them that are not real",
 )
+ADVANCED = (
+    "the generator {} has moved on: the real step gets what comes next",
+    "the generators {} have moved on: the real step gets what comes next",
+)
 LRU_CACHE = type(functools.lru_cache(int))
+
+# Views of a dictionary.
+VIEWS = tuple(map(type, ({}.keys(), {}.values(), {}.items())))
 
 Keeper = Callable[["KeptObjects", Any], None]
 UNSET = object()
@@ -124,7 +140,10 @@ class KeptObjects:
         self.tuples: list[Any] = []
         self.elements = 0
         self._keeps_unheard = False
+        # Iterators, and methods of theirs.
         self._iterators: dict[int, Any] = {}
+        # Generators, and where they were.
+        self._places: list[tuple[Any, tuple[int, ...]]] = []
         self._left: deque[Any] = deque(roots)
         for name in _list_unknown_modules():
             module = sys.modules.get(name)
@@ -142,7 +161,10 @@ class KeptObjects:
             if find_number(one) in self.seen:
                 continue
             if is_iterator(kind):
-                self._iterators[find_number(one)] = one
+                if find_number(one) not in self._iterators:
+                    self._iterators[find_number(one)] = one
+                    self._watch(one)
+                    self.follow(list_parts(one))
                 continue
             keeper = find_keeper(kind)
             if keeper is not None:
@@ -163,13 +185,30 @@ class KeptObjects:
 
     def follow(self, values: Iterable[Any]) -> None:
         """Looks at these objects later."""
-        self._left.extend(
-            one for one in values if type(one) not in ATOMS or (one in UNHEARD and self._notice())
-        )
+        self._left.extend(one for one in values if type(one) not in ATOMS or self._notice(one))
 
-    def _notice(self) -> bool:
-        self._keeps_unheard = True
+    def _notice(self, one: Any) -> bool:
+        """Keeps in mind what a function of Python's own works on."""
+        if type(one) is BuiltinMethodType:
+            self._keeps_unheard = self._keeps_unheard or one in UNHEARD
+            self.follow_method(one)
         return False
+
+    def follow_method(self, one: Any) -> None:
+        """Looks at the iterator of a method such as ``iterator.__next__``."""
+        kind: Any = type(one.__self__)
+        if is_iterator(kind):
+            self._iterators[find_number(one)] = one
+            self._left.append(one.__self__)
+
+    def _watch(self, one: Any) -> None:
+        place = read_place(one)
+        if place is not None:
+            self._places.append((one, place))
+
+    def list_moved(self) -> list[str]:
+        """The names of the generators that the step has taken from, which cannot go back."""
+        return [one.__name__ for one, place in self._places if read_place(one) != place]
 
     def _replace(self, made: dict[int, Any]) -> None:
         """Puts others in the place of objects, by their ids, in all that is put back.
@@ -472,6 +511,11 @@ def _keep_method(kept: KeptObjects, one: MethodType) -> None:
     kept.follow((one.__self__, one.__func__))
 
 
+def _follow_parts(kept: KeptObjects, one: Any) -> None:
+    parts = (one(),) if isinstance(one, weakref.ref) else gc.get_referents(one)
+    kept.follow(parts)
+
+
 def _keep_partial(kept: KeptObjects, one: Any) -> None:
     kept.keep(restore_partial, one, (one.func, one.args, dict(one.keywords), vars(one)))
     kept.follow((one.func, one.args, *one.keywords.values()))
@@ -565,6 +609,8 @@ KEEPERS: dict[type, Keeper | None] = {
     FunctionType: _keep_function,
     LRU_CACHE: _keep_cache,
     MethodType: _keep_method,
+    MethodWrapperType: KeptObjects.follow_method,
+    **dict.fromkeys((weakref.ref, *VIEWS), _follow_parts),
     functools.partial: _keep_partial,
     CellType: _keep_cell,
     type: _keep_class,
@@ -588,7 +634,8 @@ def keep_objects(
     ``note`` takes a sentence about what could not be put back, ``is_step`` says whether the running
     thread works for the step, ``refuse`` keeps what it is stopped at, by a name and a path.
     """
-    kept = KeptObjects(*roots, is_step=is_step, refuse=refuse)
+    set_now = contextvars.copy_context().values()
+    kept = KeptObjects(*roots, *set_now, is_step=is_step, refuse=refuse)
     kept.files.begin()
     try:
         with kept.files.open():
@@ -600,6 +647,7 @@ def keep_objects(
         for names, words in (
             (kept.empty_caches(), EMPTIED), (files.written, DROPPED), (files.changed, CHANGED),
             (files.moved, MOVED), (kept.buffers.list_changed(), WRITTEN),
+            (kept.list_moved(), ADVANCED),
         ):  # fmt: skip
             if names:
                 note(words[len(names) > 1].format(join_names(list(names))))
@@ -785,10 +833,12 @@ def restore_slots(one: Any, content: dict[str, Any]) -> None:
 def name_holders(tensors: list[Any]) -> list[str]:
     """What holds these tensors, by the names of modules, classes and functions.
 
+    Empty if only the simulation itself does, which ends with it: none of labkit's own is named.
     Each level of the search reads the whole heap, so this is only for what is left over.
     """
     modules = {id(vars(one)): one for one in list(sys.modules.values()) if _is_module(one)}
     found: list[str] = []
+    ours = False
     level, seen = tensors, {id(tensors)}
     for _ in range(HOLDER_DEPTH):
         seen.update(map(id, level))
@@ -797,7 +847,9 @@ def name_holders(tensors: list[Any]) -> list[str]:
             if id(one) in seen or isinstance(one, FrameType) or one is held:
                 continue
             module = modules.get(id(one))
-            if module is not None:
+            if _is_ours(one if module is None else module):
+                ours = True
+            elif module is not None:
                 names = [name for name, value in vars(module).items() if id(value) in held]
                 found += [f"{module.__name__}.{name}" for name in names]
             elif isinstance(one, FunctionType | type):
@@ -808,8 +860,17 @@ def name_holders(tensors: list[Any]) -> list[str]:
         seen.update((id(further), id(level)))
         if found or not level:
             break
+    if ours and not (found or level):
+        return []
     kinds = [f"an object of {type(one).__name__}" for one in level] or ["torch's C++ code"]
     return list(dict.fromkeys(found or kinds))[:HOLDERS_NAMED]
+
+
+def _is_ours(one: Any) -> bool:
+    """True for a function, a class, a module or an object of the simulation's own."""
+    named = one if isinstance(one, FunctionType | type) else type(one)
+    name = one.__name__ if _is_module(one) else named.__module__
+    return isinstance(name, str) and name.startswith(__package__)
 
 
 def _is_module(one: object) -> bool:
