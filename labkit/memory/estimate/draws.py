@@ -226,6 +226,8 @@ class Draws:
     def _copy(self, value: Any) -> Any:
         """The copy of a live iterator; None for anything else. A file gets its place back."""
         kind = type(value)
+        if isinstance(value, METHODS) and type(value.__self__).__module__ in PIPES:
+            return getattr(value.__self__, value.__name__)  # whose class has been changed
         if isinstance(value, CALLED):
             made = self._copy(value.__self__)
             return None if made is None else getattr(made, value.__name__)
@@ -548,6 +550,7 @@ def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None
 
 METHODS = MethodType, BuiltinMethodType
 # Methods of what C has made: an iterator's ``__next__``, a generator's ``send``.
+PIPES = ("socket", "ssl", "multiprocessing.connection", "subprocess")
 CALLED = BuiltinMethodType, MethodWrapperType
 # What is neither a generator, nor a method of one, nor an iterator: most of what code names.
 USUAL = frozenset((FunctionType, ModuleType, type, str, int, float, bool, type(None), list, tuple,

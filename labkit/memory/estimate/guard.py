@@ -48,7 +48,8 @@ FRAMEWORK, LABKIT, PYTHON = "framework", "labkit", "python"
 LABKIT_FOLDER, TORCH_FOLDER = f"{Path(__file__).parents[2]}/", f"{Path(torch.__file__).parent}/"
 # The layer's own functions, which stand for the real ones.
 LAYER = tuple(
-    str(Path(__file__).with_name(name)) for name in ("guard.py", "overlay.py", "saved.py")
+    str(Path(__file__).with_name(name))
+    for name in ("guard.py", "overlay.py", "pipes.py", "saved.py")
 )
 # What Python writes for itself: bytecode, and what its processes share.
 MACHINERY = re.compile(

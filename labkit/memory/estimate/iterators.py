@@ -52,7 +52,7 @@ MOST_PARTS = 1_000
 MODULES = {"builtins", "itertools", "_csv"}
 # The methods that take something from a stream.
 READING = frozenset(
-    ("read", "read1", "readline", "readlines", "readinto", "recv", "recv_into", "recvfrom", "send")
+    ("read", "read1", "readline", "readlines", "readinto", "recv", "recv_into", "recvfrom")
 )
 
 

@@ -341,12 +341,12 @@ def find_keeper(kind: Any) -> Keeper | None:
     file = getattr(sys.modules.get(module), "__file__", None)
     if is_database(kind):
         return _keep_database
-    tree: Any = sys.modules.get("xml.etree.ElementTree")
-    if tree is not None and issubclass(kind, tree.Element):
-        return _keep_element
-    draws: Any = sys.modules.get("numpy.random")
-    if draws is not None and issubclass(kind, draws.Generator | draws.RandomState):
-        return _keep_numpy
+    for name, kinds, keeper in IMPORTED:
+        imported = sys.modules.get(name)
+        if imported is not None and issubclass(
+            kind, tuple(getattr(imported, one) for one in kinds)
+        ):
+            return keeper
     may_hold = module.partition(".")[0] in HOLDING or module in HOLDING_WHOLE
     may_hold = may_hold or is_own_module(module)
     if may_hold or (file is not None and judge_file(file) != OWN):
@@ -465,6 +465,10 @@ def _keep_pickler(kept: KeptObjects, one: pickle.Pickler) -> None:
 def _keep_file_of_method(kept: KeptObjects, one: Any) -> None:
     methods = (each for each in gc.get_referents(one) if isinstance(each, BuiltinMethodType))
     kept.follow(each.__self__ for each in methods)
+
+
+def _keep_process(kept: KeptObjects, one: Any) -> None:
+    kept.follow((one.stdin,))
 
 
 def _keep_database(kept: KeptObjects, one: Any) -> None:
@@ -619,6 +623,12 @@ KEEPERS: dict[type, Keeper | None] = {
     property: _keep_property,
     ModuleType: None,
 }
+# The same for classes of modules that need not be imported: module, names, keeper.
+IMPORTED: tuple[tuple[str, tuple[str, ...], Keeper], ...] = (
+    ("subprocess", ("Popen",), _keep_process),
+    ("xml.etree.ElementTree", ("Element",), _keep_element),
+    ("numpy.random", ("Generator", "RandomState"), _keep_numpy),
+)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from labkit.memory.estimate.hdf5 import hold_hdf5
 from labkit.memory.estimate.loggers import drop_logs
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
+from labkit.memory.estimate.pipes import HeldPipes
 from labkit.memory.estimate.queues import hold_queues
 from labkit.memory.estimate.values import KnownValues
 
@@ -108,6 +109,7 @@ class Checkpoints:
         # The storages of a checkpoint; pickle alone has one for each tensor.
         self._storages: dict[int | None, SavedStorage] = {}
         self._overlay = FileOverlay()
+        self._pipes = HeldPipes(self._overlay.threads)
         # Of each thread: whether it pickles, and whether it has met a fake tensor meanwhile.
         self._state = threading.local()
         self._lock = threading.RLock()
@@ -138,6 +140,7 @@ class Checkpoints:
         stack.enter_context(drop_logs(self._overlay.threads.includes_this))
         threads = self._overlay.threads
         stack.enter_context(hold_queues(threads.includes_this, lambda: threads.is_own, note))
+        stack.enter_context(self._pipes.open(note))
         stack.enter_context(hold_hdf5(threads.includes_this, note, self.refuse))
         for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))
@@ -145,7 +148,10 @@ class Checkpoints:
 
     def list_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
-        return self._overlay.functions | self._list_savers()
+        found = self._overlay.functions | self._list_savers()
+        for owner, names in self._pipes.functions.items():
+            found[owner] = found.get(owner, {}) | names
+        return found
 
     def _list_savers(self) -> dict[Any, dict[str, Any]]:
         saving = {"save": self._wrap_save(torch.save), "load": self._wrap_load(torch.load)}
