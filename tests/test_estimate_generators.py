@@ -260,6 +260,42 @@ def test_what_the_simulation_itself_holds_is_not_named():
     assert estimate_memory(step, trainer.model).notes == ()
 
 
+class Watched(torch.nn.Module):
+    """A model that keeps what its own hooks get, as for Grad-CAM; ``view``: views of it."""
+
+    def __init__(self, *, view):
+        super().__init__()
+        self.body, self.head, self.view = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(144, 5), view
+        self.body.register_full_backward_hook(self.keep_gradient)
+        self.body.register_forward_hook(self.keep_output)
+
+    def keep_gradient(self, module, inputs, outputs):
+        self.gradient = outputs[0]
+
+    def keep_output(self, module, inputs, output):
+        self.output = output.flatten(1) if self.view else output
+
+    def forward(self, images):
+        return self.head(self.body(images).flatten(1))
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_a_hook_that_keeps_gradients_on_its_module_is_no_note(view):
+    def step(model, images):
+        model(images)[:, 0].sum().backward()
+        return model.gradient.mean((2, 3))
+
+    images = torch.randn(2, 3, 8, 8)
+    assert estimate_memory(step, Watched(view=view), images).notes == ()
+
+    def make_step(batch=2):
+        model = Watched(view=view)
+        return lambda: step(model, torch.randn(batch, 3, 8, 8))
+
+    assert estimate_memory(make_step).notes == ()
+
+
 def test_labkits_own_objects_are_never_the_holders():
     from labkit.memory.estimate.iterators import HeldIterator
 

@@ -80,6 +80,17 @@ def test_a_large_document_leaves_other_objects_their_place():
     assert holder.part.items == []
 
 
+def test_a_change_of_a_large_document_is_named():
+    root = ElementTree.Element("a")
+    for _ in range(MOST_ELEMENTS + 10):
+        ElementTree.SubElement(root, "b")
+    assert run(lambda: root[-1].get("x")).notes == ()
+    assert run(lambda: root[0].set("x", "1")).notes == ()
+    (note,) = run(lambda: root[-1].set("x", "1")).notes
+    assert "more than 5,000 parts" in note
+    assert (root[0].get("x"), root[-1].get("x")) == (None, "1")
+
+
 def test_other_trees_and_messages_are_as_before():
     page, message = minidom.parseString("<a x='1'><b/></a>"), email.message.EmailMessage()
 

@@ -14,6 +14,7 @@ import itertools
 import logging
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -175,6 +176,8 @@ class Simulation:
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes, self.steps = 0, 2
+        # What torch makes for a module's own backward hooks, at each call.
+        self._hooks: list[weakref.ref[Any]] = []
         # Open files and the like that the arguments hold, of which the step gets no copies.
         self.held: list[Any] = []
         # Whether scripted code runs: torch changes how it runs after each of its first two calls.
@@ -292,6 +295,7 @@ class Simulation:
             replace_attributes(torch, _nested_tensor_from_mask_left_aligned=pad),
             allow_unknown_items(self.assumptions, self.note_unknown, values),
             replace_attributes(torch.Tensor, numpy=_answer_numpy(self)),
+            replace_attributes(torch.utils.hooks.BackwardHook, __init__=self._follow_hooks()),
             replace_attributes(torch.nested, **_refuse_jagged(self._fake.placement)),
             replace_attributes(torch._VF, _pad_packed_sequence=make_unpacking(values)),
             replace_attributes(
@@ -389,14 +393,43 @@ class Simulation:
         gc.collect()  # what only reference cycles hold
         if all(one() is None for one in self.tracer.left):
             return
-        fakes = [
+        self._cut_graphs()
+        fakes = self._list_left()
+        names = name_holders(fakes) if fakes else []
+        if names:
+            self.note(LEFT.format(", ".join(names)))
+
+    def _cut_graphs(self) -> None:
+        """Frees what only the graphs of fake tensors hold, by what their hooks keep.
+
+        A module that keeps what its own hook gets is held by the graph of that, into which the
+        garbage collector does not see.
+        """
+        for one in self._list_left():
+            with contextlib.suppress(RuntimeError):  # a view
+                one.detach_()
+        for find in self._hooks:
+            hook = find()
+            if hook is not None:
+                hook.user_hooks, hook.user_pre_hooks, hook.module = [], [], None
+        gc.collect()
+
+    def _follow_hooks(self) -> Callable[..., None]:
+        begin = torch.utils.hooks.BackwardHook.__init__
+
+        @functools.wraps(begin)
+        def answer(one: Any, *given: Any) -> None:
+            self._hooks.append(weakref.ref(one))
+            begin(one, *given)
+
+        return answer
+
+    def _list_left(self) -> list[Any]:
+        return [
             one
             for one in gc.get_objects()
             if type(one) is fake_tensor.FakeTensor and one.fake_mode is self._fake
         ]
-        names = name_holders(fakes) if fakes else []
-        if names:
-            self.note(LEFT.format(", ".join(names)))
 
     def note(self, words: str) -> None:
         """Adds a note, once."""

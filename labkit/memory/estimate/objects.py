@@ -99,6 +99,9 @@ EMPTIED = (
     "the cache of {} is emptied: the simulation has put values into it that are not real",
     "the caches of {} are emptied: the simulation has put values into them that are not real",
 )
+CHANGED_DOCUMENT = (
+    "what the step changes in XML documents stays in part: they have more than {} parts",
+) * 2
 ADVANCED = (
     "the generator {} has moved on: the real step gets what comes next",
     "the generators {} have moved on: the real step gets what comes next",
@@ -142,6 +145,8 @@ class KeptObjects:
         self._keeps_unheard = False
         # Iterators, and methods of theirs.
         self._iterators: dict[int, Any] = {}
+        # Parts of documents that are not copied, and what they were.
+        self._elements: list[tuple[Any, Any]] = []
         # Generators, and where they were.
         self._places: list[tuple[Any, tuple[int, ...]]] = []
         self._left: deque[Any] = deque(roots)
@@ -205,6 +210,19 @@ class KeptObjects:
         place = read_place(one)
         if place is not None:
             self._places.append((one, place))
+
+    def leave_element(self, one: Any) -> None:
+        """Keeps in mind how a part of an XML document is, and its parts, without a copy."""
+        if len(self._elements) < MOST_COMPARED:
+            self._elements.append((one, _read_element(one)))
+            self.follow(one)
+        else:
+            self._elements.append((one, UNSET))
+
+    def list_changed_documents(self) -> list[str]:
+        """A word for the documents with more parts than are copied, if one of those has changed."""
+        changed = any(_read_element(one) != before for one, before in self._elements)
+        return [f"{MOST_ELEMENTS:,}"] if changed else []
 
     def list_moved(self) -> list[str]:
         """The names of the generators that the step has taken from, which cannot go back."""
@@ -399,13 +417,20 @@ def _keep_items(kept: KeptObjects, one: Any) -> None:
 
 def _keep_element(kept: KeptObjects, one: Any) -> None:
     # A large document would leave out other objects.
-    if kept.elements < MOST_ELEMENTS:
+    if kept.elements >= MOST_ELEMENTS:
+        kept.leave_element(one)
+    else:
         kept.elements += 1
         named = one.attrib if one.items() else {}  # else it would be made now
         kept.keep(
             restore_element, one, (one.tag, one.text, one.tail, named, dict(named), list(one))
         )
         kept.follow(one)
+
+
+def _read_element(one: Any) -> tuple[Any, ...]:
+    """What a part of an XML document has, to compare; its parts by their numbers."""
+    return one.tag, one.text, one.tail, one.items(), [*map(find_number, one)]
 
 
 def _keep_local(kept: KeptObjects, one: Any) -> None:
@@ -657,7 +682,7 @@ def keep_objects(
         for names, words in (
             (kept.empty_caches(), EMPTIED), (files.written, DROPPED), (files.changed, CHANGED),
             (files.moved, MOVED), (kept.buffers.list_changed(), WRITTEN),
-            (kept.list_moved(), ADVANCED),
+            (kept.list_moved(), ADVANCED), (kept.list_changed_documents(), CHANGED_DOCUMENT),
         ):  # fmt: skip
             if names:
                 note(words[len(names) > 1].format(join_names(list(names))))
