@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -87,6 +88,49 @@ def name_python() -> str:
     # A link of another environment leads to the same file, but starts with other packages.
     is_this = found and Path(found).parent.resolve() == Path(sys.executable).parent.resolve()
     return "python" if is_this else shlex.quote(sys.executable or "python3")
+
+
+# In front of a command, where a text names one.
+_PROGRAM = re.compile(
+    r"(?<![\w./\"'-])labkit(?= (?:up|down|status|logs|devices|doctor|prove|memory|history|estimate"
+    r"|run|report|compare|check|progress|reset|shell|exec|serve|lab|hub|build|test|lint|docs|lock"
+    r"|clean)\b| --help)"
+)
+_MAKE_LINE = re.compile(
+    r"\bmake (?:down )?(up|run|prove|doctor|devices|memory)\b((?: [A-Z]+=(?:'[^']*'|\S+))*)"
+)
+
+
+def in_clone(package: Path = Path(__file__).parent) -> bool:
+    """True if this labkit runs from a clone of the repository, which has ``make``'s lines."""
+    return all((package.parent / name).is_file() for name in ("Makefile", "compose.yaml"))
+
+
+def name_command(text: str, *, program: str | None = None, clone: bool | None = None) -> str:
+    """Advice with commands that run as they stand: for how labkit was started, and from where.
+
+    Without a ``labkit`` on the PATH, a program that ``python -m labkit`` started names the Python
+    that runs. Outside of a clone, where there is no Makefile, it is ``labkit lab`` for ``make up``.
+    ``program`` (as started) is sys.argv[0].
+
+    >>> name_command("make run LABS='tensors autograd'", clone=False)
+    'labkit run tensors autograd'
+    """
+    if not (in_clone() if clone is None else clone):
+        text = _MAKE_LINE.sub(_replace_make, text)
+    started = Path(sys.argv[0] if program is None else program)
+    by_module = started.parent.name == "labkit" and started.name == "__main__.py"
+    if by_module and shutil.which("labkit") is None:
+        python = f"{name_python()} -m labkit"
+        text = _PROGRAM.sub(lambda _: python, text)
+    return text
+
+
+def _replace_make(found: re.Match[str]) -> str:
+    if found[1] == "up":
+        return "labkit lab"
+    values = re.findall(r"LABS=('[^']*'|\S+)", found[2])
+    return " ".join([f"labkit {found[1]}", *(one.strip("'") for one in values)])
 
 
 def compose_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

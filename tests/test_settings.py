@@ -227,4 +227,4 @@ def test_a_folder_without_compose_yaml_is_no_checkout(tmp_path):
     with pytest.raises(UsageError) as caught:
         find_checkout(tmp_path)
     assert caught.value.what == f"no checkout of labkit at {tmp_path}"
-    assert caught.value.fix == "cd to the clone and run: make up"
+    assert caught.value.fix == "labkit lab DIR   # a lab that needs no clone; else cd to the clone"

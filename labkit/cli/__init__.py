@@ -165,9 +165,16 @@ def _explain_system_error(error: OSError) -> LabkitError:
     return explained
 
 
+def advise(text: str) -> str:
+    """The text with commands as they can be typed here: make's lines, or this Python's."""
+    from labkit.process import name_command
+
+    return name_command(name_make(text))
+
+
 def print_error(error: LabkitError) -> None:
     """Prints an error on standard error, with control characters (of a file name) as codes."""
-    error.fix = name_make(error.fix) if error.fix else None
+    error.fix = advise(error.fix) if error.fix else None
     print(escape_controls(format_error(error)), file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from labkit.cli import add_common, is_terminal, print_json
+from labkit.cli import add_common, advise, is_terminal, print_json
 from labkit.errors import ExitCode, UsageError
 from labkit.text import escape_controls, format_bytes, format_seconds, shorten
 
@@ -199,7 +199,7 @@ def _show_verification(arguments: argparse.Namespace, detection: Detection) -> i
         print_json({**describe_detection(detection), **describe_verification(verification)})
     else:
         screen = f"{format_detection(detection)}\n\n{format_verification(verification)}"
-        print(escape_controls(fold_screen(screen, _measure_columns())))
+        print(escape_controls(fold_screen(advise(screen), _measure_columns())))
     return judge_exit(verification)
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from labkit.cli import add_common, print_json
+from labkit.cli import add_common, advise, print_json
 from labkit.errors import ExitCode, UsageError
 from labkit.host.torch_builds import BUILDS
 
@@ -328,7 +328,7 @@ def show(examination: Examination) -> None:
     from labkit.doctor.run import format_examination
 
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(format_examination(examination, columns))
+    print(advise(format_examination(examination, columns)))
 
 
 def mend(

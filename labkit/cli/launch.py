@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from labkit.cli import add_common, print_json
+from labkit.cli import add_common, advise, print_json
 from labkit.errors import ExitCode, UsageError
 from labkit.text import escape_controls
 
@@ -145,9 +145,9 @@ def run_status(arguments: argparse.Namespace) -> int:
     elif status.healthy and status.state:
         print(f"running ({status.state.runtime}, {status.state.kind}):  {status.url}")
     elif status.state:
-        print(escape_controls(f"not healthy: {status.problem}\n  try: {status.fix}"))
+        print(escape_controls(advise(f"not healthy: {status.problem}\n  try: {status.fix}")))
     else:
-        print("not running\n  try: make up")
+        print(advise("not running\n  try: make up"))
     return ExitCode.FAILED if status.state and not status.healthy else ExitCode.OK
 
 

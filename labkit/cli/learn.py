@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit.cli import add_common, print_error, print_json
+from labkit.cli import add_common, advise, print_error, print_json
 from labkit.errors import ExitCode, LabkitError, UsageError, describe_error
 from labkit.files import name_outside
-from labkit.text import escape_controls, name_make, plural
+from labkit.text import escape_controls, plural
 
 if TYPE_CHECKING:
     from labkit.lessons.catalog import Lab
@@ -286,7 +286,7 @@ def _print_answers(workspace: Path, found: LabAnswers) -> None:
             lines += [f"hint: {hint}" for hint in answer.hints]
         lines.append(answer.note and f"note: {answer.note}")
         for line in "\n".join(text for text in lines if text).splitlines():
-            print(f"  {'':<{_STATUS_WIDTH}}  {escape_controls(name_make(line))}")
+            print(f"  {'':<{_STATUS_WIDTH}}  {escape_controls(advise(line))}")
 
 
 def _print_answers_json(

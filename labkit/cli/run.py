@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.cli import add_common, print_error, print_json
 from labkit.errors import EngineError, ExitCode, LabkitError, UsageError
 from labkit.host.cpu import count_allowed_cores
+from labkit.process import in_clone, name_python
 from labkit.text import escape_controls
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ def require_modules(
     """Raises EngineError with the cause and ``fix`` if this Python lacks one of the modules."""
     missing = [name for name in needed if find(name) is None]
     if missing:
+        fix = fix if in_clone() else f"{name_python()} -m pip install {' '.join(missing)}"
         lacks = ", ".join(missing) if len(missing) < len(needed) else "all of the lab's packages"
         raise EngineError(f"{sys.executable} {cannot}", cause=f"this Python lacks {lacks}", fix=fix)
 

@@ -145,7 +145,7 @@ def find_checkout(start: Path | None = None) -> Checkout:
         raise UsageError(
             f"no checkout of labkit at {root}",
             cause="compose.yaml is not there; the launcher works from a clone of the repository",
-            fix="cd to the clone and run: make up",
+            fix="labkit lab DIR   # a lab that needs no clone; else cd to the clone",
         )
     root = root.resolve()
     if (root / ".env").is_file():

@@ -19,6 +19,7 @@ from labkit.notebooks.result import (
     group_ranks,
     list_rank_rows,
 )
+from labkit.process import name_command
 from labkit.text import escape_controls, format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _format_failure(failure: RunFailure) -> str:
             lines = ["...", *lines[-TRACEBACK_LINES:]]
         blocks.append("\n".join(lines))
     if failure.hint:
-        blocks.append(failure.hint)
+        blocks.append(name_command(failure.hint))
     return "\n\n".join(blocks)
 
 

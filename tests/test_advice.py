@@ -1,0 +1,87 @@
+"""Commands that advice names can be typed as they stand."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from labkit.cli import FAMILIES
+from labkit.process import compose_environment, in_clone, name_command, name_python
+from tests.conftest import ROOT
+
+MODULE = "/site-packages/labkit/__main__.py"
+
+
+@pytest.fixture
+def no_program(monkeypatch):
+    """A PATH without labkit; returns what runs it instead."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    return f"{name_python()} -m labkit"
+
+
+def test_every_command_is_named_by_the_python_that_runs(no_program):
+    for name in (*FAMILIES, "--help"):
+        assert name_command(f"labkit {name} a", program=MODULE) == f"{no_program} {name} a"
+    two = name_command("labkit run a, or: labkit estimate --help", program=MODULE)
+    assert two == f"{no_program} run a, or: {no_program} estimate --help"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["what labkit created", "pip install 'labkit'", "python -m mylabkit run", "/opt/labkit run"],
+)
+def test_what_is_not_a_command_stays(no_program, text):
+    assert name_command(text, program=MODULE) == text
+
+
+def test_a_program_on_the_path_is_named_as_it_is(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert name_command("labkit run a", program=MODULE) == "labkit run a"
+
+
+def test_a_program_that_was_started_by_its_name_is_named_so(no_program):
+    assert name_command("labkit run a", program="/opt/bin/labkit") == "labkit run a"
+
+
+@pytest.mark.parametrize(
+    ("text", "outside"),
+    [
+        ("make up", "labkit lab"),
+        ("make up RUNTIME=local   # or not", "labkit lab   # or not"),
+        ("make down up", "labkit lab"),
+        ("make run LABS='tensors autograd'", "labkit run tensors autograd"),
+        ("make doctor", "labkit doctor"),
+        ("make it a plain function", "make it a plain function"),
+    ],
+)
+def test_outside_of_a_clone_no_line_of_make_is_named(text, outside):
+    assert name_command(text, clone=False) == outside
+    assert name_command(text, clone=True) == text
+
+
+def test_a_clone_has_a_makefile_and_services(tmp_path):
+    assert in_clone()
+    assert not in_clone(tmp_path / "labkit")
+
+
+def test_a_user_without_a_clone_reads_commands_that_run(tmp_path):
+    shutil.copytree(
+        ROOT / "labkit", tmp_path / "labkit", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    environment = {**compose_environment(), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)}
+    environment.pop("LABKIT_HOME", None)
+    for words, advice in ((["up"], "-m labkit lab DIR"), (["runn"], "-m labkit run")):
+        made = subprocess.run(
+            [sys.executable, "-m", "labkit", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        assert made.returncode == 2
+        assert f"{sys.executable} {advice}" in made.stderr
+        assert "make up" not in made.stderr
