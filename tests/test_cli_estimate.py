@@ -158,6 +158,31 @@ def test_what_is_wrong_is_said_without_a_traceback(folder, capsys, words, what, 
 
 
 @pytest.mark.parametrize(
+    ("words", "what", "fix"),
+    [
+        (["--inference", "--task", "train"], "--inference conflicts with --task train", "--task"),
+        (
+            ["--inference", "--optimizer", "sgd"],
+            "--optimizer sgd conflicts",
+            "--optimizer, or --inf",
+        ),
+        (["--task", "infer", "--lora", "r=4"], "--lora conflicts with --task infer", "--lora, or"),
+        (
+            ["--inference", "--lora", "r=4", "--checkpointing"],
+            "--lora and --checkpointing conflict with --inference",
+            "leave out --lora and --checkpointing, or --inference",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(folder, capsys, words, what, fix):
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["estimate", "hf:config.json", *words, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert what in error["what"]
+    assert fix in error["fix"]
+
+
+@pytest.mark.parametrize(
     ("source", "what", "cause"),
     [
         ("def f(:\n", "bad.py is not valid Python: invalid syntax", "bad.py:1: def f(:"),

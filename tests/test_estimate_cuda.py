@@ -53,6 +53,31 @@ def test_a_device_that_nobody_knows(device, near):
     assert caught.value.fix == f'--device "{near}"'
 
 
+@pytest.mark.parametrize(
+    ("device", "fix", "cause"),
+    [
+        ("24", "24 GiB", "a size in bytes"),
+        ("24.5", "24.5 GiB", "a size in bytes"),
+        ("80", "80 GiB", "a size in bytes"),
+        ("24G", "24 GiB", "nothing of bytes"),
+        ("24 gi", "24 GiB", "nothing of bytes"),
+        ("512m", "512 MiB", "nothing of bytes"),
+    ],
+)
+def test_a_size_without_its_unit_is_not_guessed(device, fix, cause):
+    with pytest.raises(UsageError, match="has no unit") as caught:
+        find_target(device)
+    assert caught.value.fix == f'--device "{fix}"'
+    assert cause in caught.value.cause
+
+
+def test_a_number_that_is_a_size_in_bytes_or_of_a_gpu():
+    assert find_target(str(24 * 2**30)) == find_target(24 * 2**30)
+    with pytest.raises(UsageError) as caught:
+        find_target("4090")
+    assert caught.value.fix == '--device "RTX 4090"'
+
+
 def test_this_machines_cpu_has_what_it_may_use():
     target = find_target("cpu")
     assert target.kind == "cpu"

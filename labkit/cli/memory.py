@@ -309,8 +309,8 @@ def _add_estimate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--device",
         metavar="WHAT",
-        help='the device to fit: a size ("24 GiB"), a GPU ("H100"), or cuda:0 or cpu of this'
-        " machine",
+        help='the device to fit: a size with its unit ("24 GiB"; a number alone is bytes), a GPU'
+        ' ("H100"), or cuda:0 or cpu of this machine',
     )
     parser.add_argument("--inference", action="store_true", help="run the step without gradients")
     parser.add_argument(

@@ -156,6 +156,31 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
     return ExitCode.FAILED if judged and not all(one[1].fits for one in found) else ExitCode.OK
 
 
+def _refuse_conflicts(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for options of which one says that the model is trained, another not."""
+    if arguments.inference and arguments.task == "train":
+        raise UsageError(
+            "--inference conflicts with --task train",
+            cause="one runs the model without gradients, the other trains it",
+            fix="leave out --inference to train it, or --task train to run it",
+        )
+    kind = "--inference" if arguments.inference else f"--task {arguments.task}"
+    trains = not arguments.inference and arguments.task in {None, "train"}
+    if arguments.optimizer and not trains:
+        raise UsageError(
+            f"--optimizer {arguments.optimizer} conflicts with {kind}",
+            cause="only training has an optimizer",
+            fix=f"leave out --optimizer, or {kind}",
+        )
+    if (arguments.lora or arguments.checkpointing) and not trains:
+        given = [f"--{one}" for one in ("lora", "checkpointing") if getattr(arguments, one)]
+        raise UsageError(
+            f"{' and '.join(given)} conflict{'s' * (len(given) == 1)} with {kind}",
+            cause="they change how a model is trained",
+            fix=f"leave out {' and '.join(given)}, or {kind}",
+        )
+
+
 def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[NamedPlan]:
     import dataclasses
 
@@ -163,6 +188,7 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
     from labkit.memory.estimate.model import NamedPlan
     from labkit.memory.estimate.named import follow_config
 
+    _refuse_conflicts(arguments)
     task = arguments.task or "train"
     task = "infer" if arguments.inference and task == "train" else task
     if arguments.context and task != "generate":
@@ -176,12 +202,6 @@ def _list_plans(arguments: argparse.Namespace, source: tuple[str, str]) -> list[
             "--context conflicts with --sequence",
             cause="a generation has as many tokens as its cache",
             fix=f"--context {arguments.context[0]} alone",
-        )
-    if task != "train" and (arguments.lora or arguments.checkpointing):
-        raise UsageError(
-            f"--lora and --checkpointing conflict with --task {task}",
-            cause="they change how a model is trained",
-            fix="--task train",
         )
     if task == "train" and arguments.weights and not arguments.lora:
         raise UsageError(

@@ -175,6 +175,8 @@ def find_target(device: str | int | torch.device | None) -> Target:
             )
         return Target(format_bytes(device), "cuda", device)
     word = str(device).strip()
+    if word.isascii() and word.isdigit() and int(word) >= LEAST_TARGET_BYTES:
+        return Target(format_bytes(int(word)), "cuda", int(word))
     amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", word, re.IGNORECASE)
     if amount:
         size = round(float(amount[1]) * SIZES[amount[2].lower()])
@@ -194,6 +196,7 @@ def _find_known(word: str) -> Target:
     by_lower = {_squeeze(name): name for name in KNOWN_GPUS}
     name = by_lower.get(_squeeze(word))
     if name is None:
+        _refuse_number(word)
         alike = [one for key, one in by_lower.items() if key.startswith(_squeeze(word)) and word]
         near = alike[0] if alike else near_match(word, KNOWN_GPUS)
         raise UsageError(
@@ -202,6 +205,21 @@ def _find_known(word: str) -> Target:
             fix=f'--device "{near or "24 GiB"}"',
         )
     return Target(name, "cuda", KNOWN_GPUS[name] * MIB)
+
+
+def _refuse_number(word: str) -> None:
+    """Raises UsageError for a size without a whole unit, unless it is the number of a known GPU."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?)", word, re.IGNORECASE)
+    if found is None or any(word in name.split() for name in KNOWN_GPUS):
+        return
+    unit = f"{found[2][0].upper()}iB" if found[2] else "GiB"
+    raise UsageError(
+        f"the device {word!r} has no unit",
+        cause="a number alone is a size in bytes, of which a device has at least 1 MiB"
+        if not found[2]
+        else f"{found[2]!r} says nothing of bytes: GiB counts in 1024s, GB in 1000s",
+        fix=f'--device "{found[1]} {unit}"',
+    )
 
 
 def _squeeze(name: str) -> str:
