@@ -9,6 +9,8 @@ import pytest
 
 from labkit.cli import main
 from labkit.cli.memory import MODULE_NAME
+from labkit.cli.named import format_table, note_falls
+from labkit.memory.estimate.model import Estimate, EstimateObstacle, NamedPlan, Target
 
 TRAIN = """\
 import torch
@@ -214,3 +216,41 @@ def test_a_terminal_that_knows_ascii_alone(folder, monkeypatch):
     assert main(["estimate", "train.py:evaluate"]) == 0
     output.seek(0)
     assert "# parameters" in output.read()
+
+
+SEGMENT = 2 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("peaks", "reserved", "obstacle", "why"),
+    [
+        ((3, 4, 5), (24, 22, 22), None, "segments of 2 and 20 MiB"),
+        ((5, 4, 6), (5, 4, 6), None, "computes in another way"),
+        ((5, 1, 6), (5, 1, 6), EstimateObstacle("relu", "stops"), "lower bound"),
+        ((3, 4, 5), (4, 4, 6), None, None),
+    ],
+    ids=["segments", "tensors", "stopped", "none"],
+)
+def test_a_table_in_which_a_larger_batch_needs_less_says_so(peaks, reserved, obstacle, why):
+    found = [
+        (
+            NamedPlan("hf", "x", batch=batch, sequence=64),
+            Estimate(
+                "x, sequence 64",
+                Target("24 GiB", "cuda", 24 * 2**30),
+                peak * SEGMENT,
+                {},
+                reserved_bytes=held * SEGMENT,
+                context_bytes=(0, 0),
+                obstacle=obstacle if batch == 8 else None,
+            ),
+            None,
+        )
+        for batch, peak, held in zip((4, 8, 16), peaks, reserved, strict=True)
+    ]
+    notes = note_falls(found)
+    assert len(notes) == bool(why)
+    if why:
+        assert "batch 8 less than batch 4" in notes[0]
+        assert why in notes[0]
+        assert format_table(found).endswith(f"note: {notes[0]}")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from labkit.memory.estimate.named import NamedWork, Remedy
     from labkit.memory.estimate.shards import ParameterSize, RanksEstimate, RecordedModel
 
+# How many places of a table its note names.
+FALLS_SHOWN = 3
+
 
 def add_named_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options for models by name."""
@@ -137,6 +140,7 @@ def show_named(arguments: argparse.Namespace, source: tuple[str, str]) -> int:
                 "cache_bytes": cache,
                 **_describe(estimate),
                 "table": table,
+                "table_notes": note_falls(found) if table else [],
                 "remedies": [
                     {
                         "change": one.words,
@@ -414,7 +418,45 @@ def format_table(found: Sequence[tuple[NamedPlan, Estimate, int | None]]) -> str
             one = cells[batch, sequence]
             line += f"{f'{format_bytes(one.most_bytes)} {marks[one.fits]}'.rstrip():>24}"
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {one}" for one in note_falls(found))])
+
+
+def note_falls(found: Sequence[tuple[NamedPlan, Estimate, int | None]]) -> list[str]:
+    """Where a table has less for a larger batch, or a longer sequence; and why, as one note.
+
+    Tensors may need as much or more, and get it in segments of the allocator that happen to leave
+    less unused.
+    """
+    by_size = {(plan.batch, plan.sequence): one for plan, one, _ in found}
+    cells = [(size, by_size[size]) for size in sorted(by_size)]
+    falls = [
+        (larger, smaller)
+        for place, (smaller, before) in enumerate(cells)
+        for larger, after in cells[place + 1 :]
+        if larger[1] >= smaller[1] and after.most_bytes < before.most_bytes
+    ]
+    if not falls:
+        return []
+    several = len({sequence for _, sequence in by_size}) > 1
+    shown = [
+        f"{_name_cell(larger, several=several)} less than {_name_cell(smaller, several=several)}"
+        for larger, smaller in falls[:FALLS_SHOWN]
+    ]
+    more = f", and {len(falls) - FALLS_SHOWN} more" if len(falls) > FALLS_SHOWN else ""
+    stopped = any(by_size[size].obstacle for fall in falls for size in fall)
+    same = all(by_size[large].peak_bytes >= by_size[small].peak_bytes for large, small in falls)
+    if stopped:
+        why = "an estimate was stopped, and is a lower bound"
+    elif same:
+        why = "the tensors need no less; what segments of 2 and 20 MiB leave unused differs"
+    else:
+        why = "torch frees other tensors there, or computes in another way"
+    return [f"{'; '.join(shown)}{more} ({why}): plan with the larger figure"]
+
+
+def _name_cell(size: tuple[int, int], *, several: bool) -> str:
+    batch, sequence = size
+    return f"batch {batch}" + (f" with sequence {sequence}" if several else "")
 
 
 def _describe_cell(plan: NamedPlan, estimate: Estimate, cache: int | None) -> dict[str, object]:
