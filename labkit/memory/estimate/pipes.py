@@ -180,11 +180,12 @@ def _list_open() -> Iterator[tuple[int, int]]:
     names = []
     with contextlib.suppress(OSError):
         names = LIST(DESCRIPTORS)
+    printed = _list_printed()
     for name in names:
         with contextlib.suppress(OSError, ValueError):
             status = STATUS(int(name))
             is_held = stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)
-            if is_held and int(name) not in _list_printed():
+            if is_held and int(name) not in printed:
                 yield int(name), status.st_ino
 
 
