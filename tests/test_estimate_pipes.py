@@ -177,6 +177,18 @@ def test_an_event_loop_from_before_still_wakes_up():
         loop.close()
 
 
+def test_a_pool_of_processes_still_wakes_its_threads(tmp_path):
+    path = tmp_path / "loky" / "process_executor.py"
+    path.parent.mkdir()
+    path.write_text("import os\ndef wake(number): os.write(number, b'w')\n")
+    names = {}
+    exec(compile(path.read_text(), path, "exec"), names)
+    one = Pipe()
+    assert run(lambda: names["wake"](one.writing)).notes == ()
+    assert one.read_all() == b"ww"
+    one.close()
+
+
 def test_a_connection_to_another_machine_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

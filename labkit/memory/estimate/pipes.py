@@ -28,8 +28,11 @@ MADE = "labkit_made"
 SENDING = ("send", "sendall", "sendto", "sendmsg", "sendfile")
 TAKING = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into")
 CONNECTING = ("connect", "connect_ex")
-# Python's modules that send for themselves; and labkit's own.
-MACHINERY = re.compile(r"[/\\](?:asyncio|multiprocessing|concurrent)[/\\]")
+# What sends to wake its own threads and processes, which would wait for ever; and labkit's own.
+MACHINERY = re.compile(
+    r"[/\\](?:asyncio|multiprocessing|concurrent|loky|joblib|billiard|tornado|trio|anyio|gevent"
+    r"|eventlet)[/\\]"
+)
 LABKIT_FOLDER = f"{Path(__file__).parents[2]}/"
 LIST, STATUS, DESCRIPTORS = os.listdir, os.fstat, "/dev/fd"
 
