@@ -189,6 +189,14 @@ def test_a_pool_of_processes_still_wakes_its_threads(tmp_path):
     one.close()
 
 
+def test_what_a_manager_keeps_is_named_where_it_changes():
+    with multiprocessing.get_context("fork").Manager() as manager:
+        shared = manager.dict()
+        assert run(lambda: shared.get("a")).notes == ()
+        (note,) = run(lambda: shared.update(a=1)).notes
+    assert "update()" in note
+
+
 def test_a_connection_to_another_machine_is_named():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -24,9 +24,15 @@ from labkit.memory.estimate.iterators import LiveIteratorError
 FIX = "take what it gives before, and pass it: estimate_memory(step, model, batch)"
 DROPPED = "what the step sends through {} that was open before is dropped"
 CONNECTED = "the step connects to {}: what it sends there is real"
+SHARED = "the step calls {} of what a manager of multiprocessing keeps: what this changes stays"
 MADE = "labkit_made"
 SENDING = ("send", "sendall", "sendto", "sendmsg", "sendfile")
 TAKING = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into")
+READING = frozenset((
+    "get", "keys", "values", "items", "copy", "count", "index", "is_set", "is_alive",
+    "__getitem__", "__len__", "__contains__", "__iter__", "__str__", "__repr__",
+    "__getattribute__",
+))  # fmt: skip
 CONNECTING = ("connect", "connect_ex")
 # What sends to wake its own threads and processes, which would wait for ever; and labkit's own.
 MACHINERY = re.compile(
@@ -79,6 +85,10 @@ class HeldPipes:
             sending, taking = ("send", "send_bytes"), ("recv", "recv_bytes", "recv_bytes_into")
             names = {one: self._wrap_send(kind, one) for one in sending}
             yield kind, names | {one: self._wrap_take(kind, one) for one in taking}
+        managers: Any = sys.modules.get("multiprocessing.managers")
+        if managers is not None:
+            kind = managers.BaseProxy
+            yield kind, {"_callmethod": self._wrap_call(kind._callmethod)}
         processes: Any = sys.modules.get("subprocess")
         if processes is not None:
             kind = processes.Popen
@@ -156,6 +166,15 @@ class HeldPipes:
             if isinstance(address, tuple) and self._threads.includes_this():
                 self._note(CONNECTED.format(f"{address[0]}:{address[1]}"))
             return connect(one, address)
+
+        return answer
+
+    def _wrap_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def answer(one: Any, name: str, *others: Any, **named: Any) -> Any:
+            if self._threads.includes_this() and name not in READING:
+                self._note(SHARED.format(f"{name}()"))
+            return call(one, name, *others, **named)
 
         return answer
 
