@@ -9,9 +9,11 @@ import pytest
 from labkit.host.distribution import UNKNOWN, Distribution
 from labkit.host.packages import INSTALL_COMMANDS
 from labkit.known_errors.catalog import parse_catalog, read_catalogs
-from labkit.known_errors.commands import LogHost, find_python
-from labkit.known_errors.context import FAMILIES, SIGNS, Context
+from labkit.known_errors.commands import LogHost
+from labkit.known_errors.context import Context
 from labkit.known_errors.match import explain_text
+from labkit.known_errors.pythons import find_python
+from labkit.known_errors.signs import FAMILIES, SIGNS
 
 START = r"(?:^|&& |& |; |: )(?:sudo )?"
 WINDOWS = (

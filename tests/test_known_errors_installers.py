@@ -7,8 +7,9 @@ import re
 import pytest
 
 from labkit.host.distribution import UNKNOWN, Distribution
-from labkit.known_errors.commands import LogHost, find_built_package
+from labkit.known_errors.commands import LogHost
 from labkit.known_errors.match import explain_text, format_explanation
+from labkit.known_errors.pythons import find_built_package
 from tests.fakes.explained import show_first
 
 INDEX = "https://download.pytorch.org/whl/cu130"

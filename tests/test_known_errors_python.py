@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from labkit.known_errors.commands import find_built_package, find_python_version
 from labkit.known_errors.context import compare_versions, suit_python
 from labkit.known_errors.match import explain_text
+from labkit.known_errors.pythons import find_built_package, find_python_version
 from tests.fakes.explained import show_first
 
 NONE = "ERROR: Could not find a version that satisfies the requirement {} (from versions: {})\n"
