@@ -408,6 +408,15 @@ REPORTS = {
         'could not select device driver "nvidia" with capabilities: [[gpu]]',
         ("no-gpu-driver-in-engine", "sudo dnf install nvidia-container-toolkit"),
     ),
+    "docker that works with sudo alone": (
+        "$ docker run --gpus all x nvidia-smi\nload library failed: libnvidia-ml.so.1: x\n"
+        "$ sudo docker run --gpus all x nvidia-smi\n==========\n== CUDA ==\n==========",
+        ("no-driver-library", "docker context use default"),
+    ),
+    "an Ubuntu between two long-term ones": (
+        "Ubuntu 21.04\nThe NVIDIA driver on your system is too old (found version 11040).",
+        ("driver-too-old", "ubuntu-drivers install"),
+    ),
     "a log of DKMS that is named": (
         "apt -y install nvidia-driver\nBad return status for module build on kernel: 6.17.1-x"
         " (x86_64)\nConsult /var/lib/dkms/nvidia-current/550.163.01/build/make.log for more",

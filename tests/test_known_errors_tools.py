@@ -231,6 +231,21 @@ def test_a_fact_of_the_log_chooses_the_fix(text, said):
         (NO_TRITON, "it is missing or the GPU is too old for it"),
         (f"libtorch_hip.so: {NO_NCCL_SYMBOL}", "whl/rocm"),
         (
+            "xFormers was built for:\n    PyTorch 2.10.0+cu128 with CUDA (you have 2.11.0+cu130)",
+            "xformers --index-url https://download.pytorch.org/whl/cu130",
+        ),
+        (
+            '  File "/x/site-packages/peft/peft_model.py", line 37, in a\nImportError: cannot'
+            " import name 'EncoderDecoderCache' from 'transformers'",
+            "pip install 'peft<0.14'",
+        ),
+        ("C:\\x> python a.py\nOMP: Error #15: Initializing libiomp5md.dll", "where /r"),
+        (
+            "Could not find a version that satisfies the requirement torch==2.5.1 (from versions:"
+            ' 2.6.0+cu124)\n  File "C:\\Python313\\Lib\\subprocess.py", line 419, in check_call',
+            "py -3.12",
+        ),
+        (
             "C:\\x> pip install torch\nOSError: [Errno 28] No space left on device",
             "pip cache purge",
         ),

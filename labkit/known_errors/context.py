@@ -45,6 +45,7 @@ from labkit.known_errors.signs import (
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
     "containers-apart": ({"several-machines", "container"}, {"k8s"}),
+    "sudo-works": ({"sudo-docker", "cuda-banner"}, set[str]()),
     "srun-alone": ({"srun"}, set(STARTERS)),
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
     "nixos-docker": ({"nixos", "docker-there"}, {"podman"}),
@@ -428,7 +429,7 @@ _UNITS = {
 # So many times a card's memory, or so many GiB where it is unknown, no right shape asks for.
 _TIMES_TOO_LARGE, _GIB_TOO_LARGE = 8, 1024
 # From this part of the card's memory on, the blocks that PyTorch holds unused are worth joining.
-_IDLE_PART = 0.05
+_IDLE_PART = 0.08
 
 
 def judge_memory(values: Mapping[str, str]) -> str | None:

@@ -17,6 +17,8 @@ _NAMED_VERSION = re.compile(
     r"|\bPython [Vv]ersion\W{1,4}(?:Python )?(3\.\d{1,2})\b"
     r"|\b(?:am on|using|running|with|installed|have|under|use) [Pp]ython ?(3\.\d{1,2})\b"
 )
+# Its own folder on Windows, which has the version in its name.
+_OWN_FOLDER = re.compile(r"[\\/]Python(3\d{1,2})[\\/]{1,2}(?:[Ll]ib[\\/]|python\.exe)")
 _BUILD_FAILS = ("... error", "metadata-generation-failed", "did not run successfully")
 # What follows an environment's folder in a path: its packages, or the file of a program of it, as
 # in /home/ann/venv/bin/torchrun", line 8.
@@ -88,12 +90,17 @@ def find_python_version(text: str) -> str | None:
 
     >>> find_python_version(r"C:\Python\Python39\lib\site-packages\torch")
     '3.9'
+    >>> find_python_version(r'File "C:\Python313\Lib\subprocess.py", line 419, in check_call')
+    '3.13'
     >>> find_python_version("$ python3 --version\nPython 3.14.0")
     '3.14'
     """
     for at in list_places(text, "site-packages", _MOST_PATHS):
         if found := _VERSION.search(text, max(0, at - _REACH), at + len("site-")):
             return found["dotted"] or f"3.{found['plain'][1:]}"
+    for at in list_places(text, "Python3", _MOST_PATHS):
+        if found := _OWN_FOLDER.search(text, max(0, at - 1), at + _REACH):
+            return f"3.{found[1][1:]}"
     for part in ("ython", "py -3."):
         for at in list_places(text, part, _MOST_PATHS):
             if found := _NAMED_VERSION.search(text, max(0, at - _REACH), at + _REACH):

@@ -248,6 +248,9 @@ SIGNS = (
         "podman",
         r"\bpodman(?: versions?)? {0,2}[:=]? {0,2}v?(?:[1-3]\.\d|4\.0\b)",
     ),
+    _sign("sudo-docker", "sudo", r"[$#>] sudo docker run\b", "sudo docker"),
+    # What NVIDIA's images print when they have started.
+    _sign("cuda-banner", "cuda", r"^== cuda ==$", "== cuda =="),
     _sign("negativo17", "negativo17", r"\bnegativo17\b"),
     _sign("rootless", "rootless rootlesskit user", r"rootless|/run/user/\d{3,5}/docker\.sock"),
     _sign(
@@ -974,7 +977,7 @@ FAMILIES = (
             (
                 "ubuntu",
                 "ubuntu kubuntu",
-                r"k?ubuntu(?: server| desktop)?,? ?(?:1[468]|2[0246])\.(?:04|10)",
+                r"k?ubuntu(?: server| desktop)?,? ?(?:1[4-9]|2\d)\.(?:04|10)",
             ),
             ("debian", "debian", r"debian(?: gnu/linux)? ?(?:8|9|1[0-3])"),
             ("fedora", "fedora", r"fedora(?: linux| workstation| server)? ?(?:3[0-9]|4[0-9])"),
