@@ -97,9 +97,7 @@ class LogHost:
         command, mark, comment = fix.partition(COMMENT)
         command = self._add_toolkit_source(self._complete_torch(command))
         if "/whl/cu130" in command and not self.driver and "580" not in comment:
-            older = "cu128" if self.blackwell else "cu126"
-            note = f"cu130 needs driver 580 (nvidia-smi names it), {older} an older one"
-            mark, comment = COMMENT, f"{comment};" * bool(comment) + f" {note}"
+            mark, comment = COMMENT, self._note_driver(comment)
         if "vllm-python" in self.signs:
             command = _write_as_arguments(command)
         if "k8s" in self.signs and "docker-there" not in self.signs:
@@ -122,6 +120,12 @@ class LogHost:
         if {"inside", "app-folder"} & self.signs and self.system == "linux":
             return _install_in_image(_name_host(fix))
         return fix
+
+    def _note_driver(self, comment: str) -> str:
+        """The comment with the driver that a build for CUDA 13 needs: the log does not name one."""
+        older = "cu128" if self.blackwell else "cu126"
+        note = f" cu130 needs driver 580 (nvidia-smi names it), {older} an older one"
+        return f"{comment};{note}" if comment else note
 
     def _name_families(self, fix: str) -> str:
         """The fix with the distribution that its package tool is of: the text names none."""
@@ -737,6 +741,7 @@ class _Windows:
         self, *, is_comment: bool
     ) -> list[tuple[str, str | Callable[[re.Match[str]], str]]]:
         shell = self._powershell
+        temporary = "$env:TEMP" if shell else "%TEMP%"
         rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
             (rf"{_START}export (?P<all>{_ASSIGNMENTS})", self._set),
             (rf"{_START}(?P<all>(?:[A-Za-z]\w*={_VALUE} )+){_PROGRAM}", self._set_first),
@@ -784,10 +789,8 @@ class _Windows:
                 (rf"{_START}cat (?=[<{{*.~%$\w])", "type "),
                 (rf"{_START}which ", "where.exe "),
                 (r" \| (?:head|tail)(?: -n? ?\d+)?", ""),
+                (r"(?<![\w.~/])/tmp/(?=[\w<])", lambda _: f"{temporary}\\"),
             ]
-        if not is_comment:
-            temporary = "$env:TEMP" if shell else "%TEMP%"
-            rules += [(r"(?<![\w.~/])/tmp/(?=[\w<])", lambda _: f"{temporary}\\")]
         home = "$HOME" if shell else "%USERPROFILE%"
         return [
             *rules,

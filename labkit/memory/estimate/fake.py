@@ -226,39 +226,7 @@ class Simulation:
             logger = logging.getLogger(fake_tensor.__name__)
             # Backward runs in this thread, for a GPU too: there is no thread for the simulated one.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            for patched in (
-                replace_attributes(logger, disabled=True),
-                replace_attributes(torch.utils, swap_tensors=swap_data),
-                replace_attributes(torch.nn.Module, _apply=swap_fakes(torch.nn.Module._apply)),
-                replace_attributes(torch.Tensor, __deepcopy__=copy_tensor),
-                follow_subclasses(),
-                replace_attributes(fake_tensor.FakeTensor, data=property(DATA.__get__, set_data)),
-                replace_attributes(torch.Tensor, data=_keep_data(self._fake)),
-                # Torch's own constants would be computed on the named device: values.py has them.
-                replace_attributes(
-                    fake_tensor, init_gpu_context=lambda *_: None, CONSTANT_NUMEL_LIMIT=-1
-                ),
-                replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
-                replace_attributes(torch, compile=self._note_compile(torch.compile)),
-                replace_attributes(torch.export, export=self._note_export(torch.export.export)),
-                replace_attributes(torch.jit.ScriptModule, forward=property(self._note_script)),
-                *self._list_values(),
-                # transformers asks whether a tensor is fake, to take the path of an export.
-                replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
-                # An assertion that holds in the real step does not read a value.
-                replace_attributes(torch, _check_tensor_all_with=lambda *_: None),
-                replace_attributes(
-                    torch.nn.parallel.DistributedDataParallel,
-                    __init__=functools.partialmethod(_wrap_module, self),
-                    forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
-                ),
-                reverse_products(self.note),
-                load_here(self._loads_ahead),
-                self.loaders.open(),
-                move_tensors(self._fake),
-                self._fake.own_tensors(),
-                hasten_dispatch(),
-            ):
+            for patched in (replace_attributes(logger, disabled=True), *self._list_patches()):
                 stack.enter_context(patched)
             if self._target.kind == "cuda":
                 stack.enter_context(simulate_calls(self._target, self._find_level))
@@ -274,6 +242,41 @@ class Simulation:
                 yield
             for words in self._samples.describe():
                 self.note(words)
+
+    def _list_patches(self) -> list[contextlib.AbstractContextManager[Any]]:
+        """What of torch and transformers is replaced while the step runs, in this order."""
+        return [
+            replace_attributes(torch.utils, swap_tensors=swap_data),
+            replace_attributes(torch.nn.Module, _apply=swap_fakes(torch.nn.Module._apply)),
+            replace_attributes(torch.Tensor, __deepcopy__=copy_tensor),
+            follow_subclasses(),
+            replace_attributes(fake_tensor.FakeTensor, data=property(DATA.__get__, set_data)),
+            replace_attributes(torch.Tensor, data=_keep_data(self._fake)),
+            # Torch's own constants would be computed on the named device: values.py has them.
+            replace_attributes(
+                fake_tensor, init_gpu_context=lambda *_: None, CONSTANT_NUMEL_LIMIT=-1
+            ),
+            replace_attributes(fake_tensor, run_fallback_kernel=_run_fallback),
+            replace_attributes(torch, compile=self._note_compile(torch.compile)),
+            replace_attributes(torch.export, export=self._note_export(torch.export.export)),
+            replace_attributes(torch.jit.ScriptModule, forward=property(self._note_script)),
+            *self._list_values(),
+            # transformers asks whether a tensor is fake, to take the path of an export.
+            replace_attributes(torch._subclasses, FakeTensor=HiddenFakeTensor),
+            # An assertion that holds in the real step does not read a value.
+            replace_attributes(torch, _check_tensor_all_with=lambda *_: None),
+            replace_attributes(
+                torch.nn.parallel.DistributedDataParallel,
+                __init__=functools.partialmethod(_wrap_module, self),
+                forward=lambda wrapper, *inputs, **named: wrapper.module(*inputs, **named),
+            ),
+            reverse_products(self.note),
+            load_here(self._loads_ahead),
+            self.loaders.open(),
+            move_tensors(self._fake),
+            self._fake.own_tensors(),
+            hasten_dispatch(),
+        ]
 
     def _list_values(self) -> list[contextlib.AbstractContextManager[Any]]:
         """What answers for values, sizes and checkpoints, which fake tensors do not have."""

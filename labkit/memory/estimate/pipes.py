@@ -14,11 +14,10 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.estimate.guard import StepThreads
+from labkit.memory.estimate.guard import LABKIT_FOLDER, StepThreads
 from labkit.memory.estimate.iterators import LiveIteratorError
 
 FIX = "take what it gives before, and pass it: estimate_memory(step, model, batch)"
@@ -34,12 +33,11 @@ READING = frozenset((
     "__getattribute__",
 ))  # fmt: skip
 CONNECTING = ("connect", "connect_ex")
-# What sends to wake its own threads and processes, which would wait for ever; and labkit's own.
+# What sends to wake its own threads and processes, which would wait for ever.
 MACHINERY = re.compile(
     r"[/\\](?:asyncio|multiprocessing|concurrent|loky|joblib|billiard|tornado|trio|anyio|gevent"
     r"|eventlet)[/\\]"
 )
-LABKIT_FOLDER = f"{Path(__file__).parents[2]}/"
 LIST, STATUS, DESCRIPTORS = os.listdir, os.fstat, "/dev/fd"
 
 
