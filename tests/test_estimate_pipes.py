@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from os import write
 
 import pytest
@@ -151,6 +153,28 @@ def test_a_process_from_before_gets_nothing():
         with pytest.raises(UsageError, match=r"takes from a process"):
             run(lambda: kept[0].communicate(b"fake"))
         assert child.communicate(b"real")[0].strip() == b"real"
+
+
+@pytest.mark.parametrize("name", ["terminate", "kill"])
+def test_a_process_from_before_goes_on(name):
+    with subprocess.Popen(["sleep", "60"]) as child:
+        notes = run(getattr(child, name)).notes
+        assert (child.poll(), len(notes)) == (None, 1)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", ["terminate", "kill"])
+def test_a_process_of_multiprocessing_from_before_goes_on(name):
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    try:
+        notes = run(getattr(child, name)).notes
+        assert (child.is_alive(), len(notes)) == (True, 1)
+    finally:
+        child.kill()
+        child.join()
+    assert not child.is_alive()
 
 
 def test_what_the_step_opens_itself_works():

@@ -11,6 +11,30 @@ from labkit.errors import UsageError
 from labkit.notebooks.fences import leave_blocks, read_fence_options, read_lines
 from labkit.notebooks.sources import Source, load_notebook, note_not_run
 
+UNREAD = {
+    "indented.md": "1. Run it:\n\n   ```python\n   1\n   ```\n\n```python\n2\n```\n",
+    "quoted.md": "> ```python\n> 1\n> ```\n\n```python\n2\n```\n",
+    "tildes.md": "~~~python\n1\n~~~\n\n```python\n2\n```\n",
+    "short.md": "```py\n1\n```\n\n```python\n2\n```\n",
+    "named.md": "```{.python .copy}\n1\n```\n\n```python\n2\n```\n",
+    "cells.md": "```python\n1\n```\n\n```{code-cell}\n2\n```\n",
+    "indented.Rmd": "- a\n  ```{python}\n  1\n  ```\n\n```{python}\n2\n```\n",
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_block_of_python_that_is_text_is_counted(tmp_path, name):
+    (tmp_path / name).write_text(UNREAD[name])
+    (note,) = note_not_run(load_notebook(Source("a", tmp_path / name)))
+    assert note.startswith("not run: 1 block of Python, which is text")
+
+
+def test_a_block_inside_another_is_no_block(tmp_path):
+    page = tmp_path / "a.md"
+    page.write_text("```python\n2\n```\n\n````md\n```python\n1\n```\n````\n")
+    assert note_not_run(load_notebook(Source("a", page))) == []
+
+
 README = """# A tool
 
 ```console

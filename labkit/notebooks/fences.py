@@ -22,6 +22,9 @@ OPTION_KEY = "labkit_not_run"
 
 NO_CODE = "it has no code of the kernel's language"
 
+# In the metadata of a text cell: how many blocks of Python it has, which jupytext left in it.
+BLOCKS_KEY = "labkit_blocks"
+
 # What shows a document instead of computing in it.
 MARKUP = ("html", "latex", "markdown", "svg")
 SHELLS = ("bash", "sh", "script", "shell", "zsh", "fish", "console", "powershell")
@@ -132,6 +135,30 @@ def _find_fences(lines: Sequence[str]) -> Iterator[Fence]:
             yield Fence(number, opened, found["language"], found["rest"])
         elif len(found["fence"]) >= len(opened) and not (found["language"] or found["rest"]):
             opened = None
+
+
+# A block of Python that jupytext takes for text: indented, quoted, or in other marks.
+_OTHER_FENCE = re.compile(
+    r"^(?:[ \t>*+-]|\d+[.)] )*(?P<fence>`{3,}|~{3,})[ \t]*\{?[ \t]*\.?(?P<language>[\w.+-]*)"
+)
+_OF_PYTHON = re.compile(r"(?:i?python[\d.]*|py\d?)", re.IGNORECASE)
+
+
+def count_blocks(text: str) -> int:
+    """How many blocks of Python a text has, in any marks.
+
+    >>> count_blocks("1. Run it:\\n\\n   ```python\\n   1\\n   ```\\n\\n> ~~~py\\n> 2\\n> ~~~")
+    2
+    """
+    count, opened = 0, ""
+    for line in text.split("\n"):
+        found = _OTHER_FENCE.match(line)
+        if found and not opened:
+            opened = found["fence"]
+            count += bool(_OF_PYTHON.fullmatch(found["language"]))
+        elif found and found["fence"].startswith(opened) and not found["language"]:
+            opened = ""
+    return count
 
 
 # Options of a chunk.

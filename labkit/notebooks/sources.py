@@ -23,12 +23,14 @@ from typing import Any
 from labkit.errors import UsageError
 from labkit.files import name_kind, read_regular
 from labkit.notebooks.fences import (
+    BLOCKS_KEY,
     LANGUAGE_KEY,
     NO_CODE,
     OPTION_KEY,
     SHELLS,
     RCode,
     apply_options,
+    count_blocks,
     declare_language,
     is_declared,
     leave_blocks,
@@ -290,6 +292,11 @@ def _read_script(path: Path, text: str) -> Any:
         notebook = jupytext.reads(declare_language(text, main), fmt=kind)
     # In a script the magic is the author's own, and a run without it fails.
     _leave_other_languages(notebook, (*known, *WITHOUT_MAGIC) if kind != "py" else WITHOUT_MAGIC)
+    if kind != "py":
+        for cell in notebook.cells:
+            is_left = isinstance(cell.metadata.get(LANGUAGE_KEY), str)  # it is counted already
+            if cell.cell_type == "markdown" and not is_left:
+                cell.metadata[BLOCKS_KEY] = count_blocks(cell.source)
     if kind == "Rmd":
         common = read_common(cell.source for cell in notebook.cells)
         for cell in notebook.cells:
@@ -412,6 +419,13 @@ def note_not_run(notebook: Any) -> list[str]:
         counts = [f"{plural(left.count(one), 'cell')} of {{{one}}}" for one in dict.fromkeys(left)]
         language = notebook.metadata.get("kernelspec", {}).get("language", "python")
         notes.append(f"not run: {', '.join(counts)}; the document's kernel runs {language}")
+    blocks = sum(cell.metadata.get(BLOCKS_KEY, 0) for cell in notebook.cells)
+    if blocks:
+        notes.append(
+            f"not run: {plural(blocks, 'block')} of Python, which {'is' if blocks == 1 else 'are'}"
+            " text for jupytext: indented, quoted, in other marks than ```python, or beside"
+            " {code-cell}"
+        )
     options = [cell.metadata[OPTION_KEY] for cell in notebook.cells if OPTION_KEY in cell.metadata]
     if options:
         counts = [

@@ -550,7 +550,10 @@ def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None
 
 METHODS = MethodType, BuiltinMethodType
 # Methods of what C has made: an iterator's ``__next__``, a generator's ``send``.
-PIPES = ("socket", "ssl", "multiprocessing.connection", "subprocess")
+PIPES = (
+    *("socket", "ssl", "subprocess", "multiprocessing.connection"),
+    *("multiprocessing.context", "multiprocessing.process"),
+)
 CALLED = BuiltinMethodType, MethodWrapperType
 # What is neither a generator, nor a method of one, nor an iterator: most of what code names.
 USUAL = frozenset((FunctionType, ModuleType, type, str, int, float, bool, type(None), list, tuple,

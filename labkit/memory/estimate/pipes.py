@@ -1,8 +1,9 @@
 """Pipes, sockets and processes that were there before a simulated step: it does not talk to them.
 
 What a step sends through one is not real, and what it takes from one a real step would not get. So
-what it sends is dropped, with a note, and a step that waits for an answer is refused. What Python
-sends for itself, such as an event loop that wakes up, is real.
+what it sends is dropped, with a note, and a step that waits for an answer is refused. A process
+that it would end goes on. What Python sends for itself, such as an event loop that wakes up, is
+real.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.estimate.guard import LABKIT_FOLDER, StepThreads
+from labkit.memory.estimate.guard import LABKIT_FOLDER, StepThreads, find_caller
 from labkit.memory.estimate.iterators import LiveIteratorError
+from labkit.memory.track.frames import USER
 
 FIX = "take what it gives before, and pass it: estimate_memory(step, model, batch)"
 DROPPED = "what the step sends through {} that was open before is dropped"
 CONNECTED = "the step connects to {}: what it sends there is real"
+ENDED = "a process from before that the step would end goes on"
 SHARED = "the step calls {} of what a manager of multiprocessing keeps: what this changes stays"
 MADE = "labkit_made"
 SENDING = ("send", "sendall", "sendto", "sendmsg", "sendfile")
@@ -91,7 +94,12 @@ class HeldPipes:
         if processes is not None:
             kind = processes.Popen
             begin = self._mark(kind.__init__)
-            yield kind, {"__init__": begin, "communicate": self._wrap_process(kind.communicate)}
+            talk, signal = self._wrap_process(kind.communicate), self._wrap_end(kind.send_signal)
+            yield kind, {"__init__": begin, "communicate": talk, "send_signal": signal}
+        forks: Any = sys.modules.get("multiprocessing.process")
+        if forks is not None:
+            kind = forks.BaseProcess
+            yield kind, {one: self._wrap_end(getattr(kind, one)) for one in ("terminate", "kill")}
 
     def _holds(self, number: int) -> bool:
         """True for a pipe or socket from before, with which the step's own code works."""
@@ -173,6 +181,18 @@ class HeldPipes:
             if self._threads.includes_this() and name not in READING:
                 self._note(SHARED.format(f"{name}()"))
             return call(one, name, *others, **named)
+
+        return answer
+
+    def _wrap_end(self, end: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(end)
+        def answer(one: Any, *given: Any) -> None:
+            is_held = self._threads.includes_this() and not hasattr(one, MADE)
+            # Torch ends the workers of its own loaders.
+            if is_held and find_caller()[0] == USER:
+                self._note(ENDED)
+            else:
+                end(one, *given)
 
         return answer
 
