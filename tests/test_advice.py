@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -83,5 +84,5 @@ def test_a_user_without_a_clone_reads_commands_that_run(tmp_path):
             env=environment,
         )
         assert made.returncode == 2
-        assert f"{sys.executable} {advice}" in made.stderr
+        assert f"{shlex.quote(sys.executable)} {advice}" in made.stderr
         assert "make up" not in made.stderr

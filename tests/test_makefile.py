@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -205,7 +206,7 @@ def test_a_checkout_in_any_folder_works_and_its_name_runs_nothing(tmp_path, name
     (folder / "compose.yaml").touch()
     (folder / "labkit").symlink_to(ROOT / "labkit")
     for words in (["status"], ["-C", str(folder), "status"]):
-        result = run_make(*words, f"PYTHON={sys.executable}", folder=folder)
+        result = run_make(*words, f"PYTHON={shlex.quote(sys.executable)}", folder=folder)
         assert "not running" in result.stdout, result.stderr
     assert "make up" in say(folder=folder)
     for target in TARGETS:
@@ -219,7 +220,7 @@ def test_the_callers_python_variables_change_nothing(tmp_path):
     (tmp_path / "argparse.py").write_text("raise SystemExit('another argparse')")
     result = run_make(
         "status",
-        f"PYTHON={sys.executable}",
+        f"PYTHON={shlex.quote(sys.executable)}",
         PYTHONPATH=str(tmp_path),
         PYTHONHOME=str(tmp_path),
         PYTHONSAFEPATH="1",

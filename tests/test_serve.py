@@ -129,7 +129,7 @@ def test_a_folder_of_ones_own_that_is_a_link_to_itself(tmp_path, monkeypatch, ca
 def test_a_read_only_folder_of_ones_own(tmp_path):
     script = (
         f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} || exit 77;"
-        f"exec {sys.executable} -m labkit lab {tmp_path}/new/work"
+        f"exec {shlex.quote(sys.executable)} -m labkit lab {tmp_path}/new/work"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = ["unshare", "--mount", "sh", "-c", script]
