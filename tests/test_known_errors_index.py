@@ -6,9 +6,9 @@ import pytest
 
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS, block
-from labkit.known_errors.index import Index, split_letters
+from labkit.known_errors.index import TEXTS_COUNTED, Index, join_digits, split_letters
 from labkit.known_errors.match import explain_text
-from labkit.known_errors.model import KnownError
+from labkit.known_errors.model import Expression, KnownError
 
 # Lines of healthy logs, with words that many known errors have.
 HEALTHY = {
@@ -35,7 +35,7 @@ def test_an_ordinary_line_runs_almost_no_expression(line, monkeypatch):
 
 def ask(pattern, text):
     index = Index([KnownError("x", (pattern,), "cause", Fix("fix"))])
-    return index.list_possible(split_letters(text.lower()), ()) == [0]
+    return index.list_possible(split_letters(text.lower()), join_digits(text), ()) == [0]
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,43 @@ def test_an_expression_without_two_words_is_asked_for_by_its_one():
     assert not ask("RendezvousTimeout: ", "raise TimeoutRendezvous: 3")
 
 
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("exit code (0xc0000005)", True),
+        ("exit code c0000142", True),
+        ("exit code 1", False),
+        ("exit code 5 at 10:42", False),
+    ],
+)
+def test_an_expression_with_a_number_is_asked_for_only_where_its_digits_are(text, asked):
+    assert ask(r"exit code (?:0x|\()?\W{0,3}(?:c0000005|c0000142)", text) is asked
+
+
+def test_texts_of_a_group_are_joined_to_what_is_around_it():
+    expression = Expression(r"cannot open (?P<what>lib\w+\.so) file: (?:no|bad) (?P<more>path)")
+    assert expression.texts == [("cannot open lib",), (".so file: no path", ".so file: bad path")]
+    assert Expression(r"please use (?P<name>\w+)").texts == [("please use ",)]
+
+
+def test_what_is_rare_in_a_log_decides_what_is_asked_for():
+    known = KnownError("x", ("frobnicate .{1,60} quickly",), "cause", Fix("fix"))
+    other = KnownError("y", ("frobnicate never",), "cause", Fix("fix"))
+    index = Index([known, other])
+    words = split_letters("frobnicate it")
+    for _ in range(TEXTS_COUNTED):
+        assert index.list_possible(words, b"", ()) == []
+    assert index.list_possible(split_letters("frobnicate it quickly"), b"", ()) == [0]
+    assert index.list_possible(split_letters("frobnicate never"), b"", ()) == [1]
+
+
 def test_every_sample_is_possible_for_its_own_error():
     index = Index(KNOWN_ERRORS)
     for error in KNOWN_ERRORS:
         for sample in error.samples:
             chunk = block.Chunk(sample, 0, range(sample.count("\n") + 1))
-            possible = map(index.plans.__getitem__, index.list_possible(chunk.letters, ()))
-            assert any(plan.error is error for plan in possible), sample
+            numbers = index.list_possible(chunk.letters, chunk.digits, ())
+            assert any(index.plans[number].error is error for number in numbers), sample
 
 
 ENCODED = "Zm9vYmFyZXJyb3I3bm90Zm91bmQ4ZXJyb3IxOWFiY2RlZjU2Nzg5MGFiY2RlZmdoaWo5MTI3"

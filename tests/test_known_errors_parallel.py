@@ -31,7 +31,7 @@ INSTALLED = "Downloading torch-2.13.0.whl (900 MB)\nSuccessfully installed torch
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(match, "BLOCK_BYTES", 2**13)
-    monkeypatch.setattr(match, "BLOCKS_OF_FACTS", 1)
+    monkeypatch.setattr(match, "BLOCKS_ALONE", 1)
     monkeypatch.setattr(scan, "BLOCKS_OF_FACTS", 1)
 
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
-from itertools import accumulate, groupby
+from functools import cache, cached_property, partial
+from itertools import accumulate, chain, groupby
 from typing import NamedTuple
 
-from labkit.known_errors.index import Index, SearchPlan, shortest_length, split_letters
+from labkit.known_errors.index import (
+    Index,
+    SearchPlan,
+    join_digits,
+    shortest_length,
+    split_letters,
+)
 from labkit.known_errors.mention import (
     FINAL,
     PROGRESS,
@@ -84,9 +90,15 @@ ENCODED_CHARACTERS = 64
 FEW_LINES = 8
 # Where a text is more often in a chunk, others of so many alternatives may be rarer.
 OFTEN = 20
-MOST_COUNTED = 4
+MOST_COUNTED = 5
 # A text in lower case may be longer by a few characters.
 SLACK = 8
+# From so many places on it is quicker to list where a text is than to search for it near each.
+FEW_PLACES = 12
+
+# A place in a part of the text, from one position up to another, of what is searched for; if it
+# is not there, the next place, or -1.
+_Find = Callable[[int, int], int]
 
 
 class ErrorPlace(NamedTuple):
@@ -171,12 +183,13 @@ class Chunk:
         self.squeezed = " ".join([*words, ""])
         text = self.squeezed
         if max(map(len, words), default=0) >= ENCODED_CHARACTERS:
-            text = " ".join([word for word in words if not _is_encoded(word)])
-        self.letters = split_letters(text)
+            least, match = ENCODED_CHARACTERS, _ENCODED.fullmatch
+            text = " ".join([word for word in words if len(word) < least or not match(word)])
+        self.letters, self.digits = split_letters(text), join_digits(self.squeezed)
         # NVIDIA's module may name itself within a text: there only words are sure.
         self._is_interrupted = "nvrm:" in self.squeezed
         self._has: dict[Sequence[str], bool] = {}
-        self._counts: dict[str, int] = {}
+        self._places: dict[str | Sequence[str], list[int]] = {}
 
     @property
     def own_lines(self) -> list[str]:
@@ -187,8 +200,8 @@ class Chunk:
     @cached_property
     def _starts(self) -> list[int]:
         """Where in the squeezed text each line begins."""
-        lines = map(str.split, self._lowered[1:].split("\n"))
-        return list(accumulate((sum(map(len, words)) + len(words) for words in lines), initial=0))
+        lines = (" ".join(line.split()) for line in self._lowered[1:].split("\n"))
+        return list(accumulate((len(line) + 1 if line else 0 for line in lines), initial=0))
 
     def is_possible(self, plan: SearchPlan) -> bool:
         """Whether the chunk has one of each group of texts that the plan needs."""
@@ -210,76 +223,100 @@ class Chunk:
         if self._is_interrupted:
             needed, reach = plan.words, len(text)
         needed = _put_rarest_first(needed, self._count)
+        first = self._list_places(needed[0])
         at_start = bool(plan.start) and all(e.startswith(plan.start) for e in needed[0])
         is_alone = len(needed) == 1 and not at_start
-        if is_alone and self._count(needed[0]) > len(own) // FEW_LINES:
+        if is_alone and len(first) > len(own) // FEW_LINES:
             return own  # it is quicker to read all than to choose
-        hits = _list_hits(text, self._starts, needed, reach, at_start=at_start)
+        finds = [self._make_find(group, len(first)) for group in needed[1:]]
+        hits = _list_hits(first, self._starts, finds, reach, at_start=at_start)
         return sorted({line for hit in hits if (line := hit + self._start) in own})
 
     def _count(self, texts: Sequence[str]) -> int:
-        """How often it has these texts. Many plans need the same ones."""
-        counts, total = self._counts, 0
-        for each in texts:
-            found = counts.get(each)
-            if found is None:
-                found = counts[each] = self.squeezed.count(each)
-            total += found
-        return total
+        """How often it has these texts."""
+        return len(self._list_places(texts))
 
+    def _list_places(self, texts: Sequence[str]) -> list[int]:
+        """Where it has these texts, in order. Many plans need the same ones."""
+        found = self._places.get(texts)
+        if found is None:
+            lists = [self._list_places_of(each) for each in texts]
+            found = lists[0] if len(lists) == 1 else sorted(chain.from_iterable(lists))
+            self._places[texts] = found
+        return found
 
-def _is_encoded(word: str) -> bool:
-    return len(word) >= ENCODED_CHARACTERS and bool(_ENCODED.fullmatch(word))
+    def _list_places_of(self, literal: str) -> list[int]:
+        found = self._places.get(literal)
+        if found is None:
+            found = self._places[literal] = []
+            find, text = found.append, self.squeezed
+            at = text.find(literal)
+            while at >= 0:
+                find(at)
+                at = text.find(literal, at + 1)
+        return found
+
+    def _make_find(self, texts: Sequence[str], count: int) -> _Find:
+        """Finds the first of these texts in a part of the text; asked for so many parts."""
+        if texts not in self._places and count < FEW_PLACES:
+            return partial(_find_any, self.squeezed, texts)
+        return partial(_find_place, self._list_places(texts))
 
 
 def _list_hits(
-    text: str,
+    places: Sequence[int],
     starts: Sequence[int],
-    needed: Sequence[Sequence[str]],
+    finds: Sequence[_Find],
     reach: int,
     *,
     at_start: bool,
 ) -> Iterator[int]:
-    """The lines with one of the first texts needed, and of the others no farther than ``reach``.
+    """The lines of the places of a text near which, within ``reach``, each of ``finds`` succeeds.
 
-    ``starts`` are the positions at which the lines begin; ``at_start``: so do the first texts.
+    ``starts`` are the positions at which the lines begin; ``at_start``: so do the texts.
     """
-    for literal in needed[0]:
-        at = text.find(literal)
-        while at >= 0:
-            line = bisect_right(starts, at) - 1
-            if at_start and at > starts[line]:
-                at = text.find(literal, starts[line + 1])
-                continue
-            start = max(at - reach, starts[max(0, line - LINES_AROUND)])
-            end = min(at + reach, starts[min(len(starts) - 1, line + LINES_AROUND + 1)])
-            following = at + 1
-            for each in needed[1:]:
-                if not _has_any(text, each, start, end):
-                    # No place has all that it needs near before the next place of these.
-                    place = _find_any(text, each, max(start, end - len(max(each, key=len))))
-                    following = max(following, place - reach) if place >= 0 else len(text)
-                    break
-            else:
-                yield line
-                following = starts[line + 1]
-            at = text.find(literal, following)
+    following = 0
+    for at in places:
+        if at < following:
+            continue
+        line = bisect_right(starts, at) - 1
+        if at_start and at > starts[line]:
+            following = starts[line + 1]
+            continue
+        start = max(at - reach, starts[max(0, line - LINES_AROUND)])
+        end = min(at + reach, starts[min(len(starts) - 1, line + LINES_AROUND + 1)])
+        for find in finds:
+            place = find(start, end)
+            if not 0 <= place < end:
+                # No place has all that it needs near before the next place of these.
+                following = place - reach
+                break
+        else:
+            yield line
+            following = starts[line + 1]
 
 
-def _has_any(text: str, choices: Sequence[str], start: int = 0, end: int | None = None) -> bool:
-    """Whether this part of the text has one of these."""
+def _find_place(places: Sequence[int], start: int, end: int) -> int:
+    """The first of these places from ``start`` on, also one after ``end``; -1 if there is none."""
+    index = bisect_left(places, start)
+    return places[index] if index < len(places) else -1
+
+
+def _has_any(text: str, choices: Sequence[str]) -> bool:
+    """Whether the text has one of these."""
     for each in choices:  # noqa: SIM110 (a generator takes twice as long)
-        if text.find(each, start, end) >= 0:
+        if each in text:
             return True
     return False
 
 
-def _find_any(text: str, choices: Sequence[str], start: int, end: int | None = None) -> int:
-    """The first place of one of these in this part of the text; -1 if it has none."""
-    if len(choices) == 1:
-        return text.find(choices[0], start, end)
-    places = (text.find(each, start, end) for each in choices)
-    return min((place for place in places if place >= 0), default=-1)
+def _find_any(text: str, choices: Sequence[str], start: int, end: int) -> int:
+    """A place of one of these in a part of the text; -1 if it has none."""
+    for each in choices:
+        place = text.find(each, start, end)
+        if place >= 0:
+            return place
+    return -1
 
 
 class _Found(NamedTuple):
@@ -349,7 +386,7 @@ class LogBlock:
         """The errors that the block may show, but those with ``ended`` names, with their plans."""
         found: dict[int, list[Chunk]] = {}
         for chunk in self._chunks:
-            for number in index.list_possible(chunk.letters, ended):
+            for number in index.list_possible(chunk.letters, chunk.digits, ended):
                 if chunk.is_possible(index.plans[number]):
                     found.setdefault(number, []).append(chunk)
         plans = ((index.plans[number], found[number]) for number in sorted(found))
@@ -398,15 +435,22 @@ class LogBlock:
                 at = self._text.find(text, starts[start])
                 while at >= 0:
                     place = bisect_right(starts, at) - 1
-                    line = self._text[starts[place] : starts[place + 1] - 1]
-                    if outcome.regex.search(line):
+                    if self._shows(outcome, place, at):
                         found.setdefault(place, set()).add(outcome.kind)
-                    at = self._text.find(text, starts[place + 1])
+                        at = starts[place + 1] - 1
+                    at = self._text.find(text, at + 1)
         for place in sorted(found):
             line = self._text[starts[place] : starts[place + 1] - 1]
             if not PROGRESS_WORDS.isdisjoint(_split_words(line)):
                 stage, kinds = find_stage(strip_ansi(self.lines[place])), found[place]
                 yield Outcome(self.numbers[place], stage, "final" in kinds, kinds == {"step"})
+
+    def _shows(self, outcome: _OutcomeText, place: int, at: int) -> bool:
+        """Whether the line has a match near this position of the text."""
+        begin = self._starts[place]
+        line = self._text[begin : self._starts[place + 1] - 1]
+        start, end = at - begin - outcome.reach, at - begin + outcome.reach
+        return bool(outcome.regex.search(line, max(0, start), end))
 
     def _search(
         self, plan: SearchPlan, chunks: Sequence[Chunk], *, only_last: bool
@@ -518,12 +562,16 @@ def _put_rarest_first(
 
 
 class _OutcomeText(NamedTuple):
-    """A text of `PROGRESS`, `STEPS` or `FINAL`: runs of letters of its line, one of some texts."""
+    """A text of `PROGRESS`, `STEPS` or `FINAL`: runs of letters of its line, one of some texts.
+
+    A match, with what may not be around it, is within ``reach`` of the text.
+    """
 
     regex: re.Pattern[str]
     words: frozenset[bytes]
     texts: Sequence[str]
     kind: str
+    reach: int
 
 
 @cache
@@ -538,6 +586,7 @@ def _list_outcomes() -> list[_OutcomeText]:
             ),
             max(each.texts, key=shortest_length, default=("",)),
             kind,
+            2 * each.longest,
         )
         for regex, kind in ((PROGRESS, "progress"), (STEPS, "step"), (FINAL, "final"))
         for each in split_alternatives(regex.pattern)

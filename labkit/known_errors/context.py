@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache
 
 from labkit.host.distribution import Distribution
 from labkit.host.gpu import (
@@ -129,6 +129,11 @@ _XFORMERS = {
 _OVERRIDES = {"rdna3": "11.0.0", "rdna2": "10.3.0", "strix": "11.0.0"}
 
 
+@cache
+def _find_longest_run(part: str) -> str:
+    return max(re.findall("[a-z]+", part), key=len, default="")
+
+
 @dataclass
 class Context:
     """The signs and values that were found in a log so far."""
@@ -143,7 +148,14 @@ class Context:
     def read(self, words: Set[bytes], lowered: Callable[[], str], text: str) -> None:
         """Adds what a block says: its words, its text in lower case, and its text."""
         whole = lowered()
-        places = cache(partial(list_places, whole, most=MOST_PLACES))  # signs share parts
+        # To look a part up in the text takes longest: its letters are in one of the words.
+        vocabulary = b"\n".join(words).decode()
+
+        @cache  # signs share parts
+        def places(part: str) -> list[int]:
+            is_possible = _find_longest_run(part) in vocabulary
+            return list_places(whole, part, MOST_PLACES) if is_possible else []
+
         for sign in SIGNS:
             if sign.name not in self.signs and find_sign(sign, words, whole, places):
                 self.signs.add(sign.name)

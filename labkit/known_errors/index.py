@@ -20,9 +20,12 @@ from labkit.known_errors.model import Expression, KnownError, find_pairs
 SHORTEST_SEARCHED = 3
 SHORTEST_PART = 4
 MOST_WORDS = 200_000
+# After so many texts, half a megabyte, it is known what is rare in a log.
+TEXTS_COUNTED = 64
 NO_KEY = -1
 # Of a text in lower case only its letters.
 _NOT_LETTERS = bytes(byte if chr(byte) in ascii_lowercase else ord(" ") for byte in range(256))
+_NOT_DIGITS = bytes(byte if chr(byte).isdigit() else ord(" ") for byte in range(256))
 # NVIDIA's module may name itself between any two words of its messages.
 _NVRM = b"nvrm"
 
@@ -30,6 +33,12 @@ _NVRM = b"nvrm"
 def split_letters(text: str) -> list[bytes]:
     """The runs of letters of a text in lower case."""
     return text.encode(errors="replace").translate(_NOT_LETTERS).split()
+
+
+def join_digits(text: str) -> bytes:
+    """The runs of digits of a text, each between two spaces."""
+    digits = text.encode(errors="replace").translate(_NOT_DIGITS).split()
+    return b" %b " % b" ".join(digits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +80,16 @@ class SearchPlan:
         return sorted(found, key=len) or [("",)]
 
     @cached_property
+    def codes(self) -> Sequence[bytes]:
+        """Runs of digits, of which a match contains one; none where it may have no such run."""
+        groups = (
+            [max(re.findall(r"\d{2,}", text, re.ASCII), key=len, default="") for text in group]
+            for group in self.needed
+        )
+        longest = max(groups, key=shortest_length)
+        return tuple(code.encode() for code in set(longest)) if all(longest) else ()
+
+    @cached_property
     def start(self) -> str:
         """The text at the start of a line with which every match begins; "" if it may vary."""
         found = re.match(r"\^((?:[\w ,:=-]|\\[*\[(])+)([?*{]?)", self.expression.pattern)
@@ -96,7 +115,7 @@ class _Vocabulary:
         self._ends: dict[bytes, list[tuple[bytes, int]]] = {}
         self._parts: dict[bytes, list[tuple[bytes, int]]] = {}
         self._read: set[bytes] = set()
-        self._found: dict[bytes, list[int]] = {}
+        self._found: dict[bytes, frozenset[int]] = {}
 
     def add(self, run: str) -> int:
         """The number of a run of letters, or of a pair of words."""
@@ -128,8 +147,8 @@ class _Vocabulary:
                 self._found.clear()
                 new = distinct
             self._learn(new)
-        found = chain.from_iterable(self._found[word] for word in self._found.keys() & distinct)
-        return {*map(self._pairs.__getitem__, pairs), *found}
+        found = map(self._found.__getitem__, self._found.keys() & distinct)
+        return set(map(self._pairs.__getitem__, pairs)).union(*found)
 
     def _learn(self, words: set[bytes]) -> None:
         self._read |= words
@@ -146,7 +165,7 @@ class _Vocabulary:
             if word[at : at + least] in parts
         }
         for word in found:
-            if numbers := list(self._list_runs(word)):
+            if numbers := frozenset(self._list_runs(word)):
                 self._found[word] = numbers
 
     def _list_runs(self, word: bytes) -> Iterator[int]:
@@ -164,9 +183,9 @@ class _Vocabulary:
                     yield number
 
 
-# A plan's number; what a text must have for it: all of these runs and pairs, and one of each group,
-# the smallest and so the rarest ones first; and the name of the plan's error.
-_Check = tuple[int, frozenset[int], Sequence[frozenset[int]], str]
+# A plan's number; what a text must have for it: all of these runs and pairs, one of each group,
+# the smallest and so the rarest ones first, and one of its codes; and the name of the plan's error.
+_Check = tuple[int, frozenset[int], Sequence[frozenset[int]], Sequence[bytes], str]
 
 
 class Index:
@@ -183,24 +202,34 @@ class Index:
                 counts.update(expression.texts)
         # For each run or pair, the plans to ask for if it is there.
         self._keys: dict[int, list[int]] = {}
-        self._choose_keys()
         self._checks: dict[int, list[_Check]] = {}
+        # In how many of the first texts each run or pair was.
+        self._seen: Counter[int] = Counter()
+        self._count = 0
+        self._choose_keys()
 
     @cached_property
     def passing(self) -> frozenset[str]:
         """The names of errors that a log may show to have passed."""
         return frozenset(plan.error.name for plan in self.plans if plan.error.passes)
 
-    def list_possible(self, words: Sequence[bytes], ended: Collection[str]) -> list[int]:
-        """The numbers of the plans that a text of these words, its runs of letters, may match.
+    def list_possible(
+        self, words: Sequence[bytes], digits: bytes, ended: Collection[str]
+    ) -> list[int]:
+        """The numbers of the plans that a text of these words and digits may match.
 
-        ``ended`` names of errors are left out.
+        ``words`` are its runs of letters, ``digits`` is of `join_digits`. ``ended`` names of errors
+        are left out.
         """
         there = {NO_KEY} | self._vocabulary.find(words)
+        if self._count < TEXTS_COUNTED:
+            self._learn(there)
         checks, found = self._checks, set()
         for key in there & self._keys.keys():
-            for number, runs, choices, name in checks.get(key) or self._prepare(key):
+            for number, runs, choices, codes, name in checks.get(key) or self._prepare(key):
                 if runs <= there and name not in ended and number not in found:
+                    if codes and not any(code in digits for code in codes):
+                        continue
                     for each in choices:
                         if there.isdisjoint(each):
                             break
@@ -214,15 +243,25 @@ class Index:
             plan = self.plans[number]
             single = [clause for clause in plan.clauses if len(clause) == 1]
             others = sorted((clause for clause in plan.clauses if len(clause) > 1), key=len)
-            checks.append((number, frozenset().union(*single), others, plan.error.name))
+            runs = frozenset[int]().union(*single)
+            checks.append((number, runs, others, plan.codes, plan.error.name))
         return checks
 
+    def _learn(self, there: set[int]) -> None:
+        """Counts what is in the first texts of a log, and then chooses the keys by that."""
+        self._seen.update(there)
+        self._count += 1
+        if self._count == TEXTS_COUNTED:
+            self._choose_keys()
+
     def _choose_keys(self) -> None:
-        """Each plan's key is what the fewest plans have, then the longest."""
+        """Each plan's key is what the fewest texts so far had, then what the fewest plans have."""
+        self._keys.clear()
+        self._checks.clear()
         clauses = chain.from_iterable(plan.clauses for plan in self.plans)
         counts = Counter(chain.from_iterable(clauses))
         runs = self._vocabulary.numbers.items()
-        rates = {number: (counts[number], -len(run)) for run, number in runs}
+        rates = {number: (self._seen[number], counts[number], -len(run)) for run, number in runs}
         for number, plan in enumerate(self.plans):
             rarest: Iterable[int] = min(
                 plan.clauses,

@@ -24,15 +24,11 @@ from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
-from labkit.known_errors.scan import (
-    BLOCKS_OF_FACTS,
-    FAILURE,
-    LONGEST_TRACEBACK,
-    Scan,
-    repeat_ends,
-)
+from labkit.known_errors.scan import FAILURE, LONGEST_TRACEBACK, Scan, repeat_ends
 
 BLOCK_BYTES = 2**18
+# For so few blocks it takes longer to start processes than to read them.
+BLOCKS_ALONE = 2
 
 # What a command of a fix does besides, to say so next to it.
 _NOTES = (
@@ -159,12 +155,12 @@ def explain_text(
 def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
     """The known errors in a log of any size and encoding; only few blocks are in memory at a time.
 
-    What comes after the first megabytes is read by ``workers`` processes: as many as there are
-    cores, but at most four. There, facts of the machine are read only near errors.
+    A larger one is read by ``workers`` processes: as many as there are cores, but at most four.
+    After the first megabyte, facts of the machine are read only near errors.
     """
     scan = Scan(KNOWN_ERRORS, Context())
     blocks = repeat_ends(read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))))
-    for lines in islice(blocks, BLOCKS_OF_FACTS):
+    for lines in islice(blocks, BLOCKS_ALONE):
         scan.read_lines(lines)
     if following := next(blocks, None):
         read_parallel(scan, chain([following], blocks), workers or count_workers())
@@ -244,7 +240,10 @@ def _list_matches(
 ) -> tuple[Match, ...]:
     places = _leave_out_general({error: places[error] for error in places if error != FAILURE})
     by_name = {error.name: error for error in known}
-    effects = {error.name: _list_effects(error, by_name) for error in places}
+    causes: dict[str, list[str]] = {}
+    for error in places:
+        for name in _list_effects(error, by_name):
+            causes.setdefault(name, []).append(error.name)
     conditions, values = context.list_conditions(), context.list_values()
     found = []
     for error, place in places.items():
@@ -271,9 +270,9 @@ def _list_matches(
         # A retry may have succeeded later; a sentence may tell of another time or machine.
         if place.retried or place.reported:
             adapted = replace(adapted, certainty="possible")
-        cause = next((name for name in effects if error.name in effects[name]), None)
+        cause = next(iter(causes.get(error.name, ())), None)
         found.append(Match(adapted, place.number, place.line, cause, context))
-    return tuple(sorted(found, key=lambda each: _rank(each, effects)))
+    return tuple(sorted(found, key=lambda each: _rank(each, causes)))
 
 
 def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
@@ -308,21 +307,28 @@ def _leave_out_general(places: Mapping[KnownError, ErrorPlace]) -> Mapping[Known
         brings = error.name in other.brings and _GENERAL[other.general] <= _GENERAL[error.general]
         return overlap and (brings or (error.general == "line" and not other.general))
 
+    bringing: dict[str, list[KnownError]] = {}
+    for other in places:
+        for name in other.brings:
+            bringing.setdefault(name, []).append(other)
     return {
         error: place
         for error, place in places.items()
-        if not any(is_part_of(error, other) for other in places)
+        if not any(
+            is_part_of(error, other)
+            for other in (places if error.general else bringing.get(error.name, ()))
+        )
     }
 
 
-def _rank(found: Match, effects: Mapping[str, set[str]]) -> tuple[int, int, bool, int]:
-    # A cause includes the effects of its effects, so it has fewer causes above it than they have.
-    causes = sum(found.error.name in names for names in effects.values())
+def _rank(found: Match, causes: Mapping[str, Sequence[str]]) -> tuple[int, int, bool, int]:
     error = found.error
     # A program goes on after a warning: an error that ended it comes first, if it is as sure.
     grade = 2 * CERTAINTIES.index(error.certainty)
     grade += error.certainty == "likely" and bool(WARNING.search(found.line))
-    return causes, grade, bool(error.general), found.line_number
+    # A cause includes the effects of its effects, so it has fewer causes above it than they have.
+    count = len(causes.get(error.name, ()))
+    return count, grade, bool(error.general), found.line_number
 
 
 def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:

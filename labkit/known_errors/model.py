@@ -84,6 +84,10 @@ class KnownError:
     samples: tuple[str, ...] = ()
     unlike: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        # To hash all fields takes longer than to read the line of a log.
+        return hash(self.name)
+
     @cached_property
     def expressions(self) -> tuple[Expression, ...]:
         """The patterns, each with the words that its matches contain."""
@@ -197,7 +201,7 @@ class Expression:
         """Groups of texts in lower case, each blank a space: a match contains one of each.
 
         >>> Expression(r"Error 80\\d: no (?:old|new) driver").texts
-        [('error 80',), (': no new driver', ': no old driver')]
+        [('error 80',), (': no old driver', ': no new driver')]
         """
         return self._branch.texts
 
@@ -277,28 +281,38 @@ def _list_words(branch: _Branch) -> RequiredWords:
 class _Branch:
     """What every match of a part of a pattern contains: its text, with ``_OPEN``, and choices.
 
-    ``run`` are the texts that the part can be since the last open place, ``texts`` those before.
+    ``run`` are the texts that the part can be since the last open place, ``head`` those that it
+    can begin with (None until it has an open place), ``inner`` those between.
     """
 
     literals: str = ""
     choices: list[tuple[str, ...]] = field(default_factory=list)
-    texts: list[tuple[str, ...]] = field(default_factory=list)
+    inner: list[tuple[str, ...]] = field(default_factory=list)
+    head: tuple[str, ...] | None = None
     run: tuple[str, ...] = ("",)
-    is_exact: bool = True
     longest: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the part can be nothing but the texts of its run."""
+        return self.head is None
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]:
+        """Groups of texts in lower case, of each of which a match contains one."""
+        runs = [*([] if self.head is None else [self.head]), *self.inner, self.run]
+        return [group for run in runs if (group := _squeeze(run))]
 
     def find_longest_word(self) -> str:
         return max(_WORD.findall(self.literals.lower()), key=len, default="")
 
     def end_run(self) -> None:
         """Notes that any text may follow."""
-        texts = {" ".join(each.lower().split()) for each in self.run}
-        if all(texts):
-            shortest = (
-                each for each in texts if not any(other in each for other in texts - {each})
-            )
-            self.texts.append(tuple(sorted(shortest)))
-        self.run, self.is_exact = ("",), False
+        if self.head is None:
+            self.head = self.run
+        else:
+            self.inner.append(self.run)
+        self.run = ("",)
 
     def add_text(self, text: str) -> None:
         """Adds plain text."""
@@ -342,15 +356,42 @@ class _Branch:
             and len(exact) * len(self.run) <= MOST_TEXTS
         ):
             self.run = tuple(before + text for before in self.run for text in exact)
-            return
-        self.end_run()
-        for each in inner:
-            each.end_run()
-        if len(inner) == 1:
-            self.texts += inner[0].texts
-        elif all(each.texts for each in inner):
-            best = [max(each.texts, key=lambda texts: min(map(len, texts))) for each in inner]
-            self.texts.append(tuple(dict.fromkeys(text for texts in best for text in texts)))
+        elif len(inner) == 1:
+            self._add_part(inner[0])
+            if repeat:
+                self.end_run()
+        else:
+            self.end_run()
+            if all(each.texts for each in inner):
+                best = [max(each.texts, key=lambda texts: min(map(len, texts))) for each in inner]
+                self.inner.append(tuple(dict.fromkeys(text for texts in best for text in texts)))
+
+    def _add_part(self, part: _Branch) -> None:
+        """Adds a part whose first texts follow at once, and which may have open places."""
+        head = part.run if part.head is None else part.head
+        if len(head) * len(self.run) <= MOST_TEXTS:
+            self.run = tuple(before + text for before in self.run for text in head)
+        else:
+            self.end_run()
+            self.run = head
+        if part.head is not None:
+            self.end_run()
+            self.inner += part.inner
+            self.run = part.run
+
+
+def _squeeze(run: Sequence[str]) -> tuple[str, ...]:
+    """The shortest texts of which each of these has one; none if one of these is empty.
+
+    A blank at the end stays: there the word is at its end. One at the start may be a line's start.
+    """
+    # What is read has each run of blanks as one space. The first ones are the commonest in logs.
+    texts = dict.fromkeys(
+        " ".join(each.lower().split()) + " " * each[-1:].isspace() for each in run
+    )
+    if not all(map(str.strip, texts)):
+        return ()
+    return tuple(e for e in texts if not any(other in e for other in texts if other != e))
 
 
 def _read_class(text: str) -> str:
@@ -370,7 +411,6 @@ def _read_pattern(pattern: str) -> _Branch:
     branches, _ = _read_branches(_PIECE.finditer(pattern))
     if len(branches) > 1:
         raise ValueError(f"split this pattern into several: {pattern}")
-    branches[0].end_run()
     return branches[0]
 
 

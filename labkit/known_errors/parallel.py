@@ -41,7 +41,9 @@ def read_parallel(scan: Scan, blocks: Iterable[NumberedLines], count: int) -> No
                 scan.read_lines(lines)
                 continue
             worker = idle.pop() if idle else _add_first(scan, waiting)
-            worker.send((lines, scan.list_ended(), scan.seen, scan.context))
+            # Facts are read in a block with an error that is not among these.
+            seen = None if scan.wants_facts(len(waiting)) else scan.seen
+            worker.send((lines, scan.list_ended(), seen, scan.context))
             waiting.append(_Task(worker, lines))
         while waiting:
             _add_first(scan, waiting)
@@ -145,7 +147,7 @@ def _serve(connection: Connection, others: Sequence[Connection]) -> None:
             lines, ended, seen, context = request
             block = LogBlock(lines)
             found = find_errors(block, index_all(), ended)
-            if not seen.issuperset(name for name, _ in found):
+            if seen is None or not seen.issuperset(name for name, _ in found):
                 read_facts(block, context)
             connection.send((found, context))
     os._exit(0)  # what runs at the end of the forked program is not for this process

@@ -72,7 +72,7 @@ LONGEST_TRACEBACK = 200
 Found = Sequence[tuple[str, ErrorPlace]]
 # What a log says of its machine stands at its start and near its errors: later blocks without any
 # are not searched for it, which takes a third of the time.
-BLOCKS_OF_FACTS = 8
+BLOCKS_OF_FACTS = 4
 
 
 class Scan:
@@ -107,6 +107,10 @@ class Scan:
         is_certain = FAILURE in self.places or FAILURE in self.passed
         return ended | {FAILURE.name} if is_certain else ended
 
+    def wants_facts(self, waiting: int = 0) -> bool:
+        """Whether the next block is read for facts; ``waiting`` ones before it are not added."""
+        return self._count + waiting < BLOCKS_OF_FACTS
+
     def _list_shown(self) -> frozenset[str]:
         """The names of errors that a program's own line showed: a person's may tell of another."""
         places = self.places.items()
@@ -128,7 +132,7 @@ class Scan:
         self.seen |= names
         if is_new and self._count > BLOCKS_OF_FACTS:
             read_facts(LogBlock(self._last), self.context)
-        if is_new or self._count < BLOCKS_OF_FACTS:
+        if is_new or self.wants_facts():
             add_facts(self.context)
         self._count += 1
         self._last = lines

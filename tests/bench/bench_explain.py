@@ -20,6 +20,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from labkit.known_errors import KNOWN_ERRORS  # noqa: E402
+
 READ = """
 import resource, sys, time
 from labkit.known_errors.match import explain_file, explain_text
@@ -264,6 +268,11 @@ def write_errors(source: Source) -> str:
     )
 
 
+def write_known(source: Source) -> str:
+    """A known error, as some program prints it."""
+    return source.choice(source.choice(KNOWN_ERRORS).samples)
+
+
 def write_base64(source: Source) -> str:
     """A line of an encoded file."""
     return base64.b64encode(source.randbytes(57)).decode()
@@ -301,6 +310,7 @@ WRITERS: dict[str, Callable[[Source], str | bytes]] = {
     "tracebacks": write_traceback,
     "vLLM": write_server,
     "errors": write_errors,
+    "known errors": write_known,
     "base64": write_base64,
     "binary": write_binary,
     "Chinese": write_chinese,
