@@ -8,7 +8,7 @@ import pytest
 
 from labkit.cli import main
 from labkit.errors import UsageError
-from labkit.notebooks.fences import leave_blocks, read_fence_options, read_lines
+from labkit.notebooks.fences import leave_blocks, read_fence_options, read_lines, unindent_chunks
 from labkit.notebooks.sources import Source, load_notebook, note_not_run
 
 UNREAD = {
@@ -18,8 +18,72 @@ UNREAD = {
     "short.md": "```py\n1\n```\n\n```python\n2\n```\n",
     "named.md": "```{.python .copy}\n1\n```\n\n```python\n2\n```\n",
     "cells.md": "```python\n1\n```\n\n```{code-cell}\n2\n```\n",
-    "indented.Rmd": "- a\n  ```{python}\n  1\n  ```\n\n```{python}\n2\n```\n",
+    "bare.Rmd": "- a\n  ```python\n  1\n  ```\n\n```{python}\n2\n```\n",
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("- a\n  ```{python}\n  if x:\n    1\n  ```\n", ["if x:\n  1"]),
+        ("> ```{python, echo=FALSE}\n> 1\n> ```\n", ["1"]),
+        ("1. a\n\n\t```{python}\n\t1\n\n\t2\n\t```\n\n```{python}\n3\n```\n", ["1\n\n2", "3"]),
+        ('```{python}\nx = """\n  ```{python}\n"""\n```\n', ['x = """\n  ```{python}\n"""']),
+    ],
+    ids=["in a list", "in a quote", "with tabs", "in a text of the code"],
+)
+def test_a_chunk_in_a_list_or_a_quote_runs_as_with_knitr(tmp_path, text, code):
+    assert list_code(read(tmp_path, "a.Rmd", text)) == code
+
+
+def test_a_chunk_that_a_block_shows_stays_where_it_is():
+    text = "````\n  ```{python}\n  1\n  ```\n````\n"
+    assert unindent_chunks(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("<!--\n```python\n1\n```\n-->\n\n```python\n2\n```\n", ["2"]),
+        ("<!-- old:\n\n```python\n1\n```\n\n```python\n3\n```\n-->\n```python\n2\n```\n", ["2"]),
+        ("<!-- one line -->\n```python\n2\n```\n", ["2"]),
+        ("<!-- a --> b <!-- c\n-->\n```python\n2\n```\n", ["2"]),
+        ("write `<!--` first\n\n```python\n2\n```\n", ["2"]),
+        ("```html\n<!--\n```\n\n```python\n2\n```\n", ["2"]),
+        ("```python\n# <!--\n1\n```\n\n```python\n2\n```\n", ["# <!--\n1", "2"]),
+    ],
+    ids=[
+        "a block",
+        "blocks",
+        "one line",
+        "two",
+        "inline code",
+        "code of HTML",
+        "a comment in code",
+    ],
+)
+def test_a_block_in_a_comment_of_html_does_not_run(tmp_path, text, code):
+    notebook = read(tmp_path, "a.md", text)
+    assert list_code(notebook) == code
+    assert not [note for note in note_not_run(notebook) if "Python" in note or "{python}" in note]
+    assert ".noeval" not in "".join(cell.source for cell in notebook.cells)
+
+
+OF_TWO = "\n```python\n1\n```\n\n```bash\n:\n```\n"
+
+
+@pytest.mark.parametrize("key", ["jupytext", "jupyter", "kernelspec"])
+@pytest.mark.parametrize(
+    ("value", "is_notebook"),
+    [
+        *[(value, False) for value in ("false", "no", "~", "", "[]", "{}", "False  # later")],
+        *[(value, True) for value in ("true", "python3", "3", "{formats: md}", "\n  formats: md")],
+    ],
+)
+@pytest.mark.parametrize("more", ["", "title: a\n"], ids=["alone", "beside others"])
+def test_a_header_says_that_a_document_is_a_notebook(tmp_path, key, value, is_notebook, more):
+    notebook = read(tmp_path, "a.md", f"---\n{more}{key}: {value}\n---\n{OF_TWO}")
+    assert list_code(notebook) == ["1", *(["%%bash\n:"] if is_notebook else [])]
 
 
 @pytest.mark.parametrize("name", UNREAD)
@@ -264,7 +328,7 @@ def test_a_document_without_code_passes_only_beside_others(tmp_path, monkeypatch
     (tmp_path / "b.py").write_text("x = 1\n")
     assert main(["run", "README.md", "--no-output", "--json"]) == 2
     (told,) = json.loads(capsys.readouterr().out)["notebooks"]
-    assert (told["status"], told["error"]["what"]) == ("invalid", "README.md has no code")
+    assert (told["status"], told["error"]["what"]) == ("invalid", "README.md has no code that runs")
     assert "%%bash" in told["error"]["hint"]
     assert main(["run", "README.md", "b.py", "--no-output"]) == 0
     assert "note: it has no code of the kernel's language" in capsys.readouterr().out

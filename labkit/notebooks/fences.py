@@ -46,8 +46,38 @@ def is_declared(text: str) -> bool:
     >>> is_declared("---\\njupytext:\\n  formats: md\\n---\\n"), is_declared("---\\ntitle: a\\n---")
     (True, False)
     """
-    header, _ = split_header(text.splitlines())
-    return any(re.match(r"(jupytext|jupyter|kernelspec)\s*:", line) for line in header)
+    return any(value not in _NOTHING for _, _, value in _find_declarations(text.splitlines()))
+
+
+def drop_scalars(text: str) -> str:
+    """The document for jupytext, which reads only a mapping after ``jupytext:``."""
+    lines = text.split("\n")
+    dropped = {
+        number
+        for number, key, value in _find_declarations(lines)
+        if value in _NOTHING or (key == "jupytext" and value[:1] != "{")
+    }
+    kept = [line for number, line in enumerate(lines) if number not in dropped]
+    header, rest = split_header(kept)
+    # Jupytext reads no header that is empty.
+    return "\n".join(rest if dropped and not any(map(str.strip, header)) else kept)
+
+
+_DECLARATION = re.compile(r"(?P<key>jupytext|jupyter|kernelspec)\s*:(?:\s+(?P<value>[^#\s][^#]*))?")
+_NOTHING = ("", "false", "no", "off", "null", "~", "[]", "{}", "''", '""')
+
+
+def _find_declarations(lines: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """The lines of the header that may say that it is a notebook: number, key, value.
+
+    The value is in lower case; "{" if it is a mapping on the next lines.
+    """
+    header, _ = split_header(lines)
+    for number, line in enumerate(header):
+        if found := _DECLARATION.match(line):
+            value = (found["value"] or "").strip().lower()
+            following = next(filter(str.strip, header[number + 1 :]), "")
+            yield number + 1, found["key"], value or "{" * following[:1].isspace()
 
 
 def declare_language(text: str, language: str) -> str:
@@ -59,20 +89,51 @@ def declare_language(text: str, language: str) -> str:
 
 # Blocks of a plain document.
 
+_CHUNK = re.compile(r"^(?P<before>[ \t>]*)(?P<ticks>`{3,})\s*(?P<rest>.*)$")
+
+
+def unindent_chunks(text: str) -> str:
+    """The document with the chunks that knitr runs in lists and quotes at the lines' start.
+
+    >>> unindent_chunks("1. So:\\n   ```{python}\\n   x = 1\\n   ```")
+    '1. So:\\n```{python}\\nx = 1\\n```'
+    """
+    lines, before, ticks = text.split("\n"), "", ""
+    for number, line in enumerate(lines):
+        found = _CHUNK.match(line)
+        if ticks:
+            lines[number] = line.removeprefix(before)
+            if found and found["ticks"].startswith(ticks) and not found["rest"].strip():
+                lines[number] = found["ticks"] if before else line
+                ticks = ""
+        elif found:
+            is_chunk = re.match(r"\{[A-Za-z]\w*[^{}]*\}\s*$", found["rest"])
+            before, ticks = found["before"] if is_chunk else "", found["ticks"]
+            lines[number] = line.removeprefix(before)
+    return "\n".join(lines)
+
+
 _FENCE = re.compile(r"^(?P<fence>`{3,})[ \t]*(?P<language>[^\s`{]*)(?P<rest>[^`]*)$")
 
 
 class Fence(NamedTuple):
-    """The first line of a block: its number from 0, its backticks, language and the rest."""
+    """The first line of a block: its number from 0, its backticks, language and the rest.
+
+    ``is_hidden``: it is inside a comment of HTML.
+    """
 
     number: int
     ticks: str
     language: str
     rest: str
+    is_hidden: bool
 
 
 class LeftBlocks(NamedTuple):
-    """A document whose blocks in other languages are text, and what was written for each mark."""
+    """A document whose blocks in other languages are text, and what was written for each mark.
+
+    With it is the block's language, "" in a comment of HTML: nobody sees that block.
+    """
 
     text: str
     marks: Mapping[str, tuple[str, str]]
@@ -84,9 +145,9 @@ class LeftBlocks(NamedTuple):
             for place, line in enumerate(lines):
                 if line in self.marks:
                     lines[place], language = self.marks[line]
-                    left.append(language)
+                    left += [language] * bool(language)
+            cell.source = "\n".join(lines)
             if left:
-                cell.source = "\n".join(lines)
                 cell.metadata[LANGUAGE_KEY] = left
 
 
@@ -104,19 +165,22 @@ def leave_blocks(text: str, known: Sequence[str]) -> LeftBlocks:
     ]
     own = _find_own({*PYTHONS}, fences) or {"python"}
     marks = {}
-    for number, ticks, language, rest in fences:
-        if language.lower() in PYTHONS and "python" in own:
+    for number, ticks, language, rest, is_hidden in fences:
+        # jupytext's own word for a block that is not evaluated, and a name for the line.
+        mark = f"{ticks}{language} .noeval .labkit_{number}"
+        if is_hidden:
+            marks[mark] = lines[number].rstrip(), ""
+            lines[number] = mark
+        elif language.lower() in PYTHONS and "python" in own:
             lines[number] = f"{ticks}python{rest}"  # jupytext: %%python3, a process of its own
         elif language.lower() not in own:
-            # jupytext's own word for a block that is not evaluated, and a name for the line.
-            mark = f"{ticks}{language} .noeval .labkit_{number}"
             marks[mark] = lines[number].rstrip(), language.lower()
             lines[number] = mark
     return LeftBlocks("\n".join(lines), marks)
 
 
 def _find_own(pythons: set[str], fences: Sequence[Fence]) -> set[str]:
-    languages = Counter(one.language.lower() for one in fences)
+    languages = Counter(one.language.lower() for one in fences if not one.is_hidden)
     if pythons & languages.keys():
         return pythons
     found = [one for one, _ in languages.most_common() if one not in (*SHELLS, *MARKUP)]
@@ -125,16 +189,27 @@ def _find_own(pythons: set[str], fences: Sequence[Fence]) -> set[str]:
 
 def _find_fences(lines: Sequence[str]) -> Iterator[Fence]:
     """The opening lines of the blocks; a block inside another one is text of that one."""
-    opened = None
+    opened, is_hidden = "", False
     for number, line in enumerate(lines):
         found = _FENCE.match(line.rstrip())
-        if found is None:
-            continue
-        if opened is None:
-            opened = found["fence"]
-            yield Fence(number, opened, found["language"], found["rest"])
-        elif len(found["fence"]) >= len(opened) and not (found["language"] or found["rest"]):
-            opened = None
+        if found and not opened:
+            yield Fence(number, found["fence"], found["language"], found["rest"], is_hidden)
+            opened = "" if is_hidden else found["fence"]
+        elif (
+            found
+            and len(found["fence"]) >= len(opened)
+            and not (found["language"] or found["rest"])
+        ):
+            opened = ""
+        elif not opened:
+            is_hidden = _is_comment_open(line, is_hidden)
+
+
+def _is_comment_open(line: str, is_open: bool) -> bool:
+    """Whether a comment of HTML goes on after the line; one begins at the start of a line."""
+    if is_open or re.match(" {0,3}<!--", line):
+        return line.rfind("<!--") > line.rfind("-->") or (is_open and "-->" not in line)
+    return False
 
 
 # A block of Python that jupytext takes for text: indented, quoted, or in other marks.
@@ -150,8 +225,12 @@ def count_blocks(text: str) -> int:
     >>> count_blocks("1. Run it:\\n\\n   ```python\\n   1\\n   ```\\n\\n> ~~~py\\n> 2\\n> ~~~")
     2
     """
-    count, opened = 0, ""
+    count, opened, is_hidden = 0, "", False
     for line in text.split("\n"):
+        if not opened:
+            is_hidden = _is_comment_open(line, is_hidden)
+            if is_hidden:
+                continue
         found = _OTHER_FENCE.match(line)
         if found and not opened:
             opened = found["fence"]

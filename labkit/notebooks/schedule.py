@@ -163,18 +163,20 @@ class Schedule:
 
 
 def refuse_empty(results: tuple[NotebookResult, ...]) -> tuple[NotebookResult, ...]:
-    """The results, "invalid" where no notebook of the run has any code: nothing has passed then.
+    """The results, "invalid" where no notebook of the run has code that runs: nothing has passed.
 
-    Beside others that have code, a page of text passes with a note.
+    Beside others that have some, a page of text passes with a note.
     """
-    if any(one.cells or one.status != "passed" for one in results):
+    if any(one.cell_numbers or one.status != "passed" for one in results):
         return results
     return tuple(
         replace(
             one,
             status="invalid",
             notes=tuple(note for note in one.notes if note != NO_CODE),
-            error=RunFailure(f"{one.path} has no code", kind="invalid", hint=_explain_blocks(one)),
+            error=RunFailure(
+                f"{one.path} has no code that runs", kind="invalid", hint=_explain_blocks(one)
+            ),
         )
         for one in results
     )

@@ -32,10 +32,12 @@ from labkit.notebooks.fences import (
     apply_options,
     count_blocks,
     declare_language,
+    drop_scalars,
     is_declared,
     leave_blocks,
     read_common,
     read_lines,
+    unindent_chunks,
 )
 from labkit.notebooks.quarto import describe_kernel, read_quarto
 from labkit.text import escape_controls, first_line, plural
@@ -112,7 +114,8 @@ def load_notebook(source: Source) -> Any:
     is_json = source.path.suffix == ".ipynb"
     notebook = (_parse_ipynb if is_json else _parse_script)(source.path, text)
     if not any(cell.source.strip() for cell in notebook.cells if cell.cell_type != "raw"):
-        cause = "its cells are empty" if text.strip() else "the file is empty"
+        cause = "its cells are empty" if notebook.cells else "it has no cells"
+        cause = cause if text.strip() else "the file is empty"
         raise UsageError(f"{source.path} has no code", cause=cause)
     return notebook
 
@@ -278,14 +281,18 @@ def _read_script(path: Path, text: str) -> Any:
     from jupytext.languages import _JUPYTER_LANGUAGES
 
     kind, known = path.suffix[1:], [one.lower() for one in _JUPYTER_LANGUAGES]
-    blocks = None
-    if kind == "md" and not is_declared(text):
+    blocks, is_notebook = None, is_declared(text)
+    if kind != "py":
+        text = drop_scalars(text)
+    if kind == "Rmd":
+        text = unindent_chunks(text)
+    if kind == "md" and not is_notebook:
         blocks = leave_blocks(text, known)
         text = blocks.text
     notebook = jupytext.reads(text, fmt=kind)
     if blocks:
         blocks.restore(notebook.cells)
-    if kind == "Rmd" and _find_main_language(notebook) in SHELLS and not is_declared(text):
+    if kind == "Rmd" and _find_main_language(notebook) in SHELLS and not is_notebook:
         # Knitr runs a shell's chunks beside those of another language.
         others = {cell.source.partition("\n")[0] for cell in notebook.cells}
         main = "R" if "%%R" in others and not {"%%python", "%%python3"} & others else "python"
