@@ -922,3 +922,27 @@ def test_a_variable_that_is_unset_in_one_shell_is_said_to_come_back():
 def test_the_second_fix_is_for_the_machine_of_the_text_too(text, said):
     _, first = explain(text)
     assert said in first[2]
+
+
+UNKNOWN_CUDA = (
+    "UserWarning: CUDA initialization: CUDA unknown error - this may be due to an incorrectly"
+)
+NO_CUDNN = (
+    "Could not load library libcudnn_ops_infer.so.8. Error: libcudnn_ops_infer.so.8: cannot open"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"after waking the laptop up from sleep\n{UNKNOWN_CUDA} set up environment", "rmmod"),
+        (f"it woke from standby\n{UNKNOWN_CUDA} set up environment", "rmmod"),
+        (f"I have cuda version 11.8\n{NO_CUDNN} shared object file", "export LD_LIBRARY_PATH"),
+        (f"nvcc: cuda_12.4\n{NO_CUDNN} shared object file", "pip install --upgrade ctranslate2"),
+        (">>> torch.cuda.is_available()\nFalse\nroot@jetsonxavier:~# jetson", "<NVIDIA's wheel"),
+    ],
+    ids=["sleep", "standby", "CUDA 11", "CUDA 12", "a Jetson"],
+)
+def test_what_a_person_tells_of_the_machine_chooses_the_fix(text, said):
+    _, (_, fix, _) = explain(text)
+    assert said in fix

@@ -561,13 +561,23 @@ SIGNS = (
     _sign("secure-boot-on", "secureboot secure", r"secureboot enabled|efi secure boot;"),
     _sign(
         "suspend",
-        "suspend suspended resume resumed hibernate hibernation sleep",
+        "suspend suspended resume resumed hibernate hibernation sleep standby",
         r"after (?:a )?(?:suspend|resum|hibernat)\w*"
         r"|after (?:[a-z]{1,12} ){0,3}sleep(?:ing)?\b(?![(_.]| \d)"
         r"|suspended and|pm: suspend (?:entry|exit)"
         r"|starting (?:nvidia )?system suspend|system will suspend now"
         r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended"
-        r"|\bwake\w{0,4} (?:up )?from (?:suspend|sleep)|suspend(?:ed)? (?:my|the) \w{2,8}",
+        r"|\bw[ao]k\w{1,4} (?:(?:my|the|this|a) \w{2,8} )?(?:up )?(?:from|after) "
+        r"(?:suspend|sleep|standby)"
+        r"|suspend(?:ed)? (?:my|the) \w{2,8}",
+    ),
+    # What a person or nvcc says of the machine's CUDA toolkit.
+    _sign(
+        "says-cuda-11",
+        "cuda cu118 cu117 cu11",
+        r"\bcuda(?: version| toolkit)?[ =:v-]{0,3}11(?:\.\d)?\b|\+cu11\d\b|cuda_11\.\d"
+        r"|\bcudnn for cuda 11\b",
+        "cuda|+cu11",
     ),
     _sign(
         "toolkit-there",
