@@ -412,6 +412,24 @@ def test_ctrl_c_a_second_time_ends_the_command():
         log.stop()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--explain", "--json", "{}"], ["{}", "--explain", "--json"], ["--json", "--explain={}"]],
+)
+def test_a_log_may_be_named_after_another_option(tmp_path, capsys, words):
+    log = tmp_path / "a log.txt"
+    log.write_text(LOG)
+    assert main(["doctor", *[word.format(log) for word in words]]) == 0
+    assert json.loads(capsys.readouterr().out)["found"][0]["sign"] == "disk-full"
+
+
+def test_a_log_without_its_option_is_refused_with_the_option(tmp_path, capsys):
+    assert main(["doctor", "a log.txt"]) == 2
+    printed = capsys.readouterr().err
+    assert "doctor takes no file: a log.txt" in printed
+    assert "doctor --explain 'a log.txt'" in printed
+
+
 def test_listing_and_explaining_exclude_each_other(capsys):
     assert main(["doctor", "--list", "--explain"]) == 2
     assert "not allowed with argument" in capsys.readouterr().err

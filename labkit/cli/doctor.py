@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from labkit.cli import add_common, advise, print_json
 from labkit.errors import ExitCode, UsageError
 from labkit.host.torch_builds import BUILDS
+from labkit.text import escape_controls
 
 if TYPE_CHECKING:
     from labkit.doctor.check import Host
@@ -56,6 +57,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="FILE",
         help="explain the errors in a file (or in standard input)",
     )
+    # A log that is named after another option, or without --explain.
+    parser.add_argument("file", nargs="?", help=argparse.SUPPRESS)
     what.add_argument("--list", action="store_true", help="list the checks without running them")
     what.add_argument(
         "--fix", action="store_true", help="offer to run the fixes that are safe, one by one"
@@ -78,6 +81,14 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     """Lists the checks, explains a text, examines the host or fixes it."""
     if arguments.yes and not arguments.fix:
         raise UsageError("--yes needs --fix", fix="labkit doctor --fix --yes")
+    if arguments.file and arguments.explain == "-":
+        arguments.explain = arguments.file
+    elif arguments.file:
+        raise UsageError(
+            f"doctor takes no file: {escape_controls(arguments.file)}",
+            cause="without --explain it checks this host",
+            fix=f"labkit doctor --explain {shlex.quote(escape_controls(arguments.file))}",
+        )
     if arguments.explain is not None:
         return explain(arguments)
     return list_checks(arguments) if arguments.list else examine(arguments)
