@@ -302,8 +302,9 @@ PROGRESS = re.compile(
     r"|\bsuccessfully (?:installed|built|downloaded|connected|pulled|registered|started|synced"
     r"|joined|loaded|initialized)|requirement already satisfied"
     # What a wait for a service ends with: `until curl ...`, wait-for-it, nc, a health check.
-    r"|(?<!not )(?<!image )(?<!gpu )(?<!device )\bis (?:now )?"
-    r"(?:up|ready|healthy|alive|reachable|available|accepting)\b"
+    r"|(?<!not )(?<!image )(?<!gpu )(?<!device )\bis "
+    r"(?:up|ready|healthy|alive|reachable|available|accepting"
+    r"|now (?:up|ready|healthy|alive|reachable|available|accepting))\b"
     r"(?! to)(?!.{0,4}\?)"
     r"|\bhttp/[\d.]{1,3} 20\d|\b200 ok\b|\"?status\"?: ?\"(?:ok|up|ready|healthy|alive)\""
     r"|\bready (?:after|in) \d|\bconnected to \S|\bconnection to .{1,80} succeeded"
