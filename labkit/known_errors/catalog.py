@@ -14,6 +14,7 @@ fix@raw: where the group (?P<raw>) matched; fix@raw-wsl: where both hold
 else: the second fix to try
 else@raw: -                       none where the group matched
 brings: names of the errors that it causes
+follows: yes                      it says that another process ended: whatever ended one brings it
 passes: yes                       progress after it means that a retry succeeded
 general: line or log              it gives way to any other error on its line, or in the log
 general: advice                   as log, where the text itself advises: it hides those of log
@@ -232,6 +233,7 @@ def _build_error(
             tuple(texts.pop("brings", [""])[0].split()),
             texts.pop("unless", [None])[0],
             texts.pop("passes", ["no"])[0] == "yes",
+            texts.pop("follows", ["no"])[0] == "yes",
             texts.pop("general", [None])[0],  # type: ignore[arg-type]
             tuple(variants),
             texts.pop("source")[0],

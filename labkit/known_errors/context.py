@@ -33,8 +33,10 @@ from labkit.known_errors.signs import (
     CARD,
     CARD_WORDS,
     FAMILIES,
+    FIRST_RANK,
     MOST_PLACES,
     PYTHON_WORDS,
+    RANK_WORDS,
     SIGNS,
     VALUES,
     VERSION_WORDS,
@@ -172,6 +174,9 @@ class Context:
             self.python_version = find_python_version(text)
         if self.package is None and any(word in words for word in BUILD_WORDS):
             self.package = find_built_package(text)
+        if "rank" not in self.values and any(word in words for word in RANK_WORDS):
+            found = FIRST_RANK.search(text)
+            self.values |= {"rank": found[1] or found[2]} if found else {}
         is_named = "rtx" in whole or "gtx" in whole or any(word in words for word in CARD_WORDS)
         if "card" not in self.values and is_named:
             names = map(spell_card, (found[0] for found in CARD.finditer(text)))

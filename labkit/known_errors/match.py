@@ -110,8 +110,10 @@ class Explanation:
 
     @property
     def sure(self) -> Match | None:
-        """The first match if its certainty is more than "possible": it may be shown unasked."""
-        return self.first if self.first and self.first.error.certainty != "possible" else None
+        """The first match if it is a cause of more than "possible" certainty, to show unasked."""
+        first = self.first
+        is_sure = first and first.error.certainty != "possible" and not first.caused_by
+        return first if is_sure else None
 
     @property
     def is_known_by_form(self) -> bool:
@@ -238,11 +240,14 @@ def _rank_matches(scan: Scan, known: Sequence[KnownError]) -> Explanation:
 def _list_matches(
     places: Mapping[KnownError, ErrorPlace], known: Sequence[KnownError], context: Context
 ) -> tuple[Match, ...]:
-    places = _leave_out_general({error: places[error] for error in places if error != FAILURE})
-    by_name = {error.name: error for error in known}
+    places = {error: places[error] for error in places if error != FAILURE}
+    brought = {error.name: set(error.brings) for error in known}
+    following = [error for error in places if error.follows]
+    brought |= {error.name: _list_brought(error, places, following, brought) for error in places}
+    places = _leave_out_general(places, brought)
     causes: dict[str, list[str]] = {}
     for error in places:
-        for name in _list_effects(error, by_name):
+        for name in _list_effects(error.name, brought):
             causes.setdefault(name, []).append(error.name)
     conditions, values = context.list_conditions(), context.list_values()
     found = []
@@ -272,7 +277,8 @@ def _list_matches(
             adapted = replace(adapted, certainty="possible")
         cause = next(iter(causes.get(error.name, ())), None)
         found.append(Match(adapted, place.number, place.line, cause, context))
-    return tuple(sorted(found, key=lambda each: _rank(each, causes)))
+    first_rank = context.values.get("rank")
+    return tuple(sorted(found, key=lambda each: _rank(each, causes, first_rank)))
 
 
 def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
@@ -294,22 +300,51 @@ def _read_status(values: Mapping[str, str]) -> Mapping[str, str]:
 _GENERAL = {None: 0, "line": 1, "advice": 2, "log": 3}
 
 
-def _leave_out_general(places: Mapping[KnownError, ErrorPlace]) -> Mapping[KnownError, ErrorPlace]:
+# The line with which a process ends, whatever stands before it: its rank, a level, a time.
+_ENDED = re.compile(
+    r"(?:^|[\s:\])])(?:[A-Za-z_]\w{0,40}\.){0,6}(?!\w{0,40}Warning)"
+    r"(?:[A-Z]\w{0,40}(?:Error|Exception|Interrupt)|OutOfMemoryError)(?:: |$)"
+)
+
+
+def _overlaps(here: ErrorPlace, there: ErrorPlace) -> bool:
+    return here.number <= there.end and there.number <= here.end
+
+
+def _list_brought(
+    error: KnownError,
+    places: Mapping[KnownError, ErrorPlace],
+    following: Sequence[KnownError],
+    brought: Mapping[str, Collection[str]],
+) -> set[str]:
+    """What an error brings, with those of these that follow from the end of any process."""
+    own, place = set(error.brings), places[error]
+    # On its own lines it is the same process that tells of it.
+    names = {each.name for each in following if not _overlaps(place, places[each])}
+    if error.follows or place.reported or not (names & own or _ENDED.search(place.line)):
+        return own
+    return own | {name for name in names if error.name not in _list_effects(name, brought)}
+
+
+def _leave_out_general(
+    places: Mapping[KnownError, ErrorPlace], brought: Mapping[str, Collection[str]]
+) -> Mapping[KnownError, ErrorPlace]:
     """Without the errors whose text is part of another one that says more: special, or a cause."""
 
     def is_part_of(error: KnownError, other: KnownError) -> bool:
-        here, there = places[error], places[other]
-        overlap = here.number <= there.end and there.number <= here.end
-        brought = other.name in error.brings
+        overlap = _overlaps(places[error], places[other])
+        is_cause = other.name in brought[error.name]
         if error.general in ("advice", "log") and other.general != error.general:
-            return other.general != "log" and (overlap or not brought)
+            return other.general != "log" and (overlap or not is_cause)
         # One that is known only by its form does not hide a special one that follows from it.
-        brings = error.name in other.brings and _GENERAL[other.general] <= _GENERAL[error.general]
+        brings = (
+            error.name in brought[other.name] and _GENERAL[other.general] <= _GENERAL[error.general]
+        )
         return overlap and (brings or (error.general == "line" and not other.general))
 
     bringing: dict[str, list[KnownError]] = {}
     for other in places:
-        for name in other.brings:
+        for name in brought[other.name]:
             bringing.setdefault(name, []).append(other)
     return {
         error: place
@@ -321,23 +356,34 @@ def _leave_out_general(places: Mapping[KnownError, ErrorPlace]) -> Mapping[Known
     }
 
 
-def _rank(found: Match, causes: Mapping[str, Sequence[str]]) -> tuple[int, int, bool, int]:
+# The rank that wrote a line, as torch, torchrun and srun mark it, and vLLM its workers.
+_RANK = re.compile(
+    r"\s*\[?(?:default|rank ?)?(\d{1,5})\]?: ?|\(\w{1,40} (?:\w+=\S+ )?rank=(\d{1,5}) "
+)
+
+
+def _rank(
+    found: Match, causes: Mapping[str, Sequence[str]], first_rank: str | None
+) -> tuple[int, bool, int, bool, int]:
     error = found.error
     # A program goes on after a warning: an error that ended it comes first, if it is as sure.
     grade = 2 * CERTAINTIES.index(error.certainty)
     grade += error.certainty == "likely" and bool(WARNING.search(found.line))
+    # torchrun names the rank that failed first: an error of another one is not the cause.
+    mark = _RANK.match(found.line)
+    is_later = bool(first_rank and mark) and first_rank not in mark.groups()  # type: ignore[union-attr]
     # A cause includes the effects of its effects, so it has fewer causes above it than they have.
     count = len(causes.get(error.name, ()))
-    return count, grade, bool(error.general), found.line_number
+    return count, is_later, grade, bool(error.general), found.line_number
 
 
-def _list_effects(error: KnownError, by_name: Mapping[str, KnownError]) -> set[str]:
+def _list_effects(name: str, brought: Mapping[str, Collection[str]]) -> set[str]:
     """The names of all errors that this one causes, directly or indirectly."""
     effects: set[str] = set()
-    waiting = list(error.brings)
+    waiting = list(brought.get(name, ()))
     while waiting:
-        name = waiting.pop()
-        if name not in effects:
-            effects.add(name)
-            waiting += by_name[name].brings if name in by_name else ()
-    return effects - {error.name}
+        each = waiting.pop()
+        if each not in effects:
+            effects.add(each)
+            waiting += brought.get(each, ())
+    return effects - {name}

@@ -63,6 +63,7 @@ class KnownError:
     ``otherwise`` is the second fix to try. ``brings`` names the known errors that this one causes:
     they rank below it. ``variants`` replace a field where a condition of the text holds. An error
     that ``passes`` is forgotten if the log shows progress after it, such as a retry that succeeded.
+    One that ``follows`` only says that another process ended: what ended that one brings it.
     A ``general`` error knows only the form of its text: it gives way to any other one on its
     "line", or anywhere in the "log" (there not to those that it ``brings``). With "advice" the
     text itself says what to do: it gives way like "log", and hides those.
@@ -78,6 +79,7 @@ class KnownError:
     brings: tuple[str, ...] = ()
     unless: str | None = None
     passes: bool = False
+    follows: bool = False
     general: Literal["line", "advice", "log"] | None = None
     variants: tuple[Variant, ...] = ()
     source: str = ""

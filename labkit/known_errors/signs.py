@@ -1014,6 +1014,13 @@ CARD_WORDS = frozenset(
 )
 PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
 BUILD_WORDS = (b"subprocess", b"metadata", b"failed", b"successfully")
+RANK_WORDS = (b"observed", b"exitcode")
+# The rank whose process failed first, as torchrun's summary names it, or its log before.
+FIRST_RANK = re.compile(
+    r"Root Cause \(first observed failure\):(?:\n[^\n]{0,160}){1,3}?\n[^\n]{0,80}?"
+    r"\brank +: (\d{1,5}) \(local_rank"
+    r"|failed \(exitcode: -?\d{1,3}\) local_rank: (\d{1,5}) \(pid"
+)
 VERSION_WORDS = (b"packages", b"python", b"cpython", b"py")
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:(?i:RTX|GTX)|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}"
