@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -223,6 +224,28 @@ def test_the_line_is_quoted_whole():
 def test_a_very_long_line_is_cut_around_the_sign():
     found = explain_text("x" * 5000 + " No space left on device " + "y" * 5000).first
     assert len(found.line) <= 200
+
+
+@pytest.mark.parametrize("before", [0, 10, 120, 190, 240, 4000])
+@pytest.mark.parametrize("after", [0, 60, 400])
+def test_a_long_line_is_quoted_by_whole_words(before, after):
+    words = [f"word{number:03}" for number in range(before // 8)]
+    line = " ".join([*words, "No space left on device:", *["behind"] * (after // 7)])
+    found = explain_text(line).first
+    assert "No space left on device:" in found.line
+    assert len(found.line) <= 200
+    quoted = found.line.removeprefix("... ").removesuffix(" ...").split()
+    assert set(quoted) <= set(line.split())
+    assert found.line.startswith("... ") == (quoted[0] != line.split()[0])
+    assert found.line.endswith(" ...") == (not line.endswith(" ".join(quoted)))
+    is_far_out = line.index("No space left on device") > 180
+    assert found.line.startswith("... ") == (is_far_out and len(line) > 200)
+
+
+def test_a_long_line_with_escaped_quotes_shows_the_known_error():
+    said = 'exec: "nvidia-smi": executable file not found in $PATH'
+    line = json.dumps({"log": "word " * 90 + said})
+    assert "executable file not found" in explain_text(line).first.line
 
 
 def test_a_long_line_with_the_known_error_far_out_shows_it():

@@ -19,7 +19,7 @@ STORE = (
 )
 TIMEOUT = "[rank1]: Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, OpType=A)\n"
 CHILD = (
-    "E1129 10:02:12.5 140 api.py:869] failed (exitcode: 1) local_rank: {0} (pid: 15) of binary: py\n"
+    "E1129 10:02:12.5 140 api.py:869] failed (exitcode: 1) local_rank: {0} (pid: 15) of binary: x\n"
     "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \ntrain.py FAILED\n"
     "Root Cause (first observed failure):\n[{0}]:\n  time      : 2026-11-29_10:02:12\n"
     "  host      : node1\n  rank      : {0} (local_rank: {0})\n  exitcode  : 1 (pid: 150)\n"

@@ -624,10 +624,28 @@ def _split_line(window: str, match: re.Match[str]) -> tuple[str, str]:
 
 
 def quote_line(line: str, matched: str) -> str:
-    """The line, safe to print; a long one is cut to the part around the matched text."""
-    line = strip_ansi(line)
+    """The line, safe to print; of a long one whole words, from its start if the match is near it.
+
+    >>> quote_line(f"error: {'very ' * 50}long: no such file", "no such file")[:13]
+    '... very very'
+    """
+    line = strip_ansi(line).strip()
     if len(line) > QUOTED_CHARACTERS:
-        start = line.find(matched.partition("\n")[0][:QUOTED_CHARACTERS])
-        middle = max(0, start - QUOTED_CHARACTERS // 4)
-        line = line[middle : middle + QUOTED_CHARACTERS]
-    return escape_controls(line.strip())
+        matched = " ".join(matched.partition("\n")[0].split())
+        # A record escapes what is matched: its longest word stands there as it is.
+        word = max(re.findall(r"\w+", matched), key=len, default="")
+        parts = (matched[:QUOTED_CHARACTERS], word)
+        at = max(0, next((at for at in map(line.find, parts) if at >= 0), 0))
+        start, end = 0, QUOTED_CHARACTERS - len(_CUT)
+        if at + len(matched) > end:
+            size = QUOTED_CHARACTERS - 2 * len(_CUT)
+            start = max(0, min(at - QUOTED_CHARACTERS // 4, len(line) - size))
+            start = max(start, line.find(" ", start, at) + 1)
+            end = start + size
+        before, after = _CUT if start else "", "" if end >= len(line) else _CUT[::-1]
+        end = max(line.rfind(" ", at + len(matched), end + 1), 0) or end if after else end
+        line = f"{before}{line[start:end].strip()}{after}"
+    return escape_controls(line)
+
+
+_CUT = "... "
