@@ -946,3 +946,59 @@ NO_CUDNN = (
 def test_what_a_person_tells_of_the_machine_chooses_the_fix(text, said):
     _, (_, fix, _) = explain(text)
     assert said in fix
+
+
+WSL = "uname -r\n5.15.167.4-microsoft-standard-WSL2\n"
+SERVED = "vllm serve Qwen/Qwen2.5-32B-Instruct-AWQ --tensor-parallel-size 2\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError: NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+        "RuntimeError: CUDA error: an illegal memory access was encountered",
+        "AcceleratorError: CUDA error: API call is not supported in the installed CUDA driver",
+        "NCCL WARN Cuda failure 'API call is not supported in the installed CUDA driver'",
+        "RuntimeError: CUDA error: operation not supported",
+        "Segmentation fault (core dumped)",
+        "RuntimeError: Engine core initialization failed. See root cause above.",
+    ],
+)
+def test_several_gpus_in_wsl_do_without_peer_access(error):
+    _, (_, fix, otherwise) = explain(WSL + SERVED + error)
+    assert fix.startswith("NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0 vllm serve")
+    assert "--disable-custom-all-reduce" in fix
+    assert otherwise is None
+    _, (_, fix, _) = explain(WSL + "torchrun --nproc-per-node=2 train.py\n" + error)
+    assert fix.startswith("NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0 <the command>")
+    for other in (WSL + error, SERVED + error):
+        _, (_, fix, _) = explain(other)
+        assert "NCCL_CUMEM_ENABLE=0" not in fix
+
+
+COMPOSED = """\
+services:
+  app:
+    runtime: nvidia
+    deploy:
+      resources:
+        reservations:
+          devices:
+            - driver: nvidia
+"""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "Auto-detected mode as 'csv'\ninvoking the NVIDIA Container Runtime Hook directly (e.g."
+        " specifying the docker --gpus flag) is not supported.",
+        "ImportError: /usr/lib/aarch64-linux-gnu/nvidia/libnvdla_compiler.so: file too short",
+    ],
+)
+def test_compose_on_a_jetson_names_the_runtime_alone(error):
+    _, (_, fix, otherwise) = explain(COMPOSED + error)
+    assert "runtime: nvidia for the service, and no deploy" in fix
+    assert otherwise is None
+    _, (_, fix, _) = explain(error)
+    assert fix.startswith("docker run --runtime")

@@ -500,3 +500,70 @@ def test_a_crash_of_windows_with_its_lines_names_the_package():
 def test_a_crash_without_lines_asks_for_them():
     fix = explain_text("Segmentation fault (core dumped)").describe()["found"][0]["fix"]
     assert "-X faulthandler" in fix
+
+
+INDEXED = (
+    "Indexing.cu:1292: indexSelectLargeIndex: block: [84,0,0], thread: [64,0,0] Assertion"
+    " `srcIndex < srcSelectDimSize` failed.\nRuntimeError: CUDA error: device-side assert triggered"
+)
+IN_EMBEDDING = (
+    "torch/nn/functional.py line 2233, in embedding\nIndexError: index out of range in self"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        (
+            "Token indices sequence length is longer than the specified maximum sequence length"
+            f" for this model (1543 > 1024). Running this\n{INDEXED}",
+            "1024",
+        ),
+        (f"will exceed the model's predefined maximum length (1024). Depending\n{INDEXED}", "1024"),
+        (f"max_position_embeddings=512; the longest text has 870 tokens\n{INDEXED}", "512"),
+        (f'"max_position_embeddings": 514\nposition_embeddings(position_ids)\n{INDEXED}', "512"),
+        (f'"n_positions": 1024\ntorch.Size([1, 1300])\n{IN_EMBEDDING}', "1024"),
+        (f"    position_embeds = self.wpe(position_ids)\n{IN_EMBEDDING}", "model.config"),
+        (f"    x = self.embed_positions(input)\n{IN_EMBEDDING}", "model.config"),
+        (
+            "RuntimeError: The expanded size of the tensor (870) must match the existing size"
+            " (512) at non-singleton dimension 1.  Target sizes: [1, 870].  Tensor sizes: [1, 512]",
+            "512",
+        ),
+    ],
+)
+def test_a_text_with_more_tokens_than_positions_is_truncated(text, length):
+    first = show(text).partition("\n\n")[0]
+    assert f"truncation=True, max_length={length}" in first
+    assert "num_embeddings" not in first
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'"n_positions": 1024\ntorch.Size([1, 300])\n{IN_EMBEDDING}',
+        f'"n_positions": 1024, "vocab_size": 50257\n{IN_EMBEDDING}',
+        f"    x = self.word_embeddings(input_ids)\n{INDEXED}",
+        IN_EMBEDDING,
+    ],
+)
+def test_an_index_in_a_text_that_is_not_too_long_is_of_the_vocabulary(text):
+    assert "num_embeddings" in show(text).partition("\n\n")[0]
+
+
+TABPFN = 'File "/v/lib/python3.12/site-packages/tabpfn/classifier.py", line 531, in predict\n'
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError: expected mat1 and mat2 to have the same dtype, but got: float != c10::Half",
+        "RuntimeError: \"LayerNormKernelImpl\" not implemented for 'Half'",
+        "RuntimeError: Index put requires the source and destination dtypes match, got Half for",
+        'ValueError: You specified `inference_precision="autocast"`, however one or more of the',
+        "ValueError: You specified `fp16_inference=True`, however`torch.amp.autocast_mode` is",
+    ],
+)
+def test_tabpfn_is_told_its_precision(error):
+    assert 'try: TabPFNClassifier(inference_precision="auto")' in show(TABPFN + error)
+    assert "TabPFN" not in show(error).replace("TabPFNClassifier", "") or "You specified" in error

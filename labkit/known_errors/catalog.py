@@ -143,6 +143,20 @@ STATUS_FIXES = {
 }
 
 
+# What several errors have in common, by its name in braces.
+TEXTS = {
+    "WSL_PEERS_CAUSE": "in WSL the GPUs do not reach each other's memory (no peer access, no CUDA"
+    " IPC): NCCL's or the program's own exchange between them fails",
+    "WSL_PEERS": "NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0 <the command>   # NCCL then copies through"
+    " the machine's memory; in a container: -e for each, and --ipc=host; one GPU alone needs no"
+    " NCCL: CUDA_VISIBLE_DEVICES=0",
+    "WSL_PEERS_VLLM": "NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0 vllm serve <the model>"
+    " --tensor-parallel-size <GPUs> --disable-custom-all-reduce   # in Python: both variables"
+    " before import vllm, and LLM(..., disable_custom_all_reduce=True); in a container: -e for"
+    " each, and --ipc=host; a model that fits one GPU: --tensor-parallel-size 1",
+}
+
+
 class Status(NamedTuple):
     """What a status of CUDA's or NVML's means, and what to do."""
 
@@ -270,8 +284,12 @@ def _read_fix(text: str, families: Mapping[str, str]) -> Fix:
 
 
 def _expand(text: str) -> str:
-    """The text with the commands of `labkit.host.packages` in place of their names in braces."""
-    return re.sub(r"\{([A-Z_]+)\}", lambda found: str(getattr(packages, found[1])), text)
+    """The text with `TEXTS` and the commands of `labkit.host.packages` for names in braces."""
+    return re.sub(
+        r"\{([A-Z_]+)\}",
+        lambda found: TEXTS.get(found[1]) or str(getattr(packages, found[1])),
+        text,
+    )
 
 
 class Xid(NamedTuple):

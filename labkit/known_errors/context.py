@@ -46,6 +46,8 @@ from labkit.known_errors.signs import (
 
 # Conditions that several others make together, without those of the second set.
 _TOGETHER = {
+    "wsl-gpus": ({"wsl", "several-gpus"}, set[str]()),
+    "wsl-gpus-vllm": ({"wsl", "several-gpus", "vllm"}, set[str]()),
     "containers-apart": ({"several-machines", "container"}, {"k8s"}),
     "sudo-works": ({"sudo-docker", "cuda-banner"}, set[str]()),
     "srun-alone": ({"srun"}, set(STARTERS)),
@@ -212,6 +214,8 @@ class Context:
             conditions.add(f"toolkit-{self.values['toolkit'].replace('.', '-')}")
         if self.system == "windows":
             conditions.add("on-windows")
+        if int(self.values.get("length", 0)) > int(self.values.get("positions", 10**6)):
+            conditions.add("past-positions")
         return conditions | {
             name
             for name, (needed, barred) in _TOGETHER.items()
@@ -278,6 +282,9 @@ class Context:
             values["triton"] = triton
         if "driver" in values:
             values["branch"] = values["driver"].partition(".")[0]
+        # RoBERTa and BART keep two positions for themselves.
+        if values.get("positions") in ("514", "1026"):
+            values["positions"] = str(int(values["positions"]) - 2)
         if self.capability:
             values["arch"] = f"{self.capability[0]}{self.capability[1]}"
             values["sm"] = f"sm_{self.capability[0]}{self.capability[1]}"

@@ -261,6 +261,16 @@ SIGNS = (
     ),
     _sign("torchaudio", "torchaudio comfyui whisperx", r"torchaudio|comfyui|whisperx"),
     # The prefix of a service's lines in Compose.
+    # Docker's Compose, by its command or a key of its file; with devices of its own kind.
+    _sign(
+        "compose-file",
+        "compose reservations",
+        r"\bdocker[ -]compose\b(?! version)|\breservations:|\bcompose\.ya?ml\b",
+        "docker compose|docker-compose|reservations:|compose.y",
+    ),
+    _sign(
+        "compose-devices", "reservations", r"\breservations:\s{1,40}(?:- )?devices:", "reservations"
+    ),
     _sign("compose", "1", r"^[\w.-]{2,50}-1 {1,40}\| ", "-1 "),
     _sign(
         "compiling", "nvcc cc1plus cicc ninja build_ext", r"\bnvcc\b|cc1plus|cicc|ninja: |build_ext"
@@ -681,6 +691,29 @@ SIGNS = (
         "torchrun elastic rank nccl ddp distributeddataparallel",
         r"torchrun|elastic|local_rank|\bnccl\b|\bddp\b|distributeddataparallel",
     ),
+    _sign(
+        "several-gpus",
+        "parallel tp world_size gpu gpus rank rank1 nproc visible 2x 3090s 4090s 5090s",
+        r"\b(?:tensor|pipeline)[-_]parallel[-_]size['\"]?[ =:]{1,2}[2-9]"
+        r"|--?tp(?:[-_]size)?[ =][2-9]\b"
+        r"|\bworld[-_ ]size\W{1,2}[2-9]|\bgpu 1: |nproc[-_]per[-_]node[= ][2-9]"
+        r"|\b(?:two|2|2x|both|several|multiple|dual) (?:\w{1,10} ){0,3}gpus\b|\brank ?=? ?1\b"
+        r"|visible_devices\W{1,3}0, ?1|\b2 ?x (?:nvidia |geforce )?rtx|\[rank1\]",
+        "parallel_size|parallel-size|-tp|world_size|world size|world-size|gpu 1|nproc|gpus|rank"
+        "|visible_devices|2x |2 x",
+    ),
+    _sign("tabpfn", "tabpfn tabpfnclassifier tabpfnregressor", r"\btabpfn"),
+    # More tokens than the model has positions, by a warning, or the line that looks them up.
+    _sign(
+        "past-positions",
+        "sequence predefined wpe position position_embeddings embed_positions positions",
+        r"longer than the specified maximum sequence length"
+        r"|exceed the model'?s predefined maximum length|\.wpe\(|\bembed_positions\("
+        r"|\bposition(?:al)?_embeddings?\(pos"
+        r"|\blonger than (?:the )?\d{3,5} (?:positions|tokens)\b",
+        "specified maximum|predefined maximum|.wpe(|embed_positions(|embedding(pos|embeddings(pos"
+        "|longer than ",
+    ),
     # What the command line of torchrun sets.
     _sign("standalone", "standalone", r"torchrun[^\n]{0,50}\s--standalone\b", "--standalone"),
     _sign(
@@ -820,6 +853,21 @@ VALUES = (
         r"(?:(?<=collecting torch==)|\b(?=2\.\d{1,2}\.\d\+c(?:pu|u\d{3})\b(?! with cuda)))"
         r"(2\.\d{1,2}\.\d)\b",
         "+cu|+cpu|collecting torch==",
+    ),
+    # How many positions a model has, and tokens a text.
+    _sign(
+        "positions",
+        "positions position maximum block model",
+        r"(?:\bn_positions|\bmax_position_embeddings|\bblock_size|\bmodel_max_length"
+        r"|for this model \(\d{2,6} >|predefined maximum length \()\W{0,5}(\d{2,6})\b",
+        "n_positions|max_position|block_size|max_length|for this model|predefined maximum",
+    ),
+    _sign(
+        "length",
+        "size model tokens",
+        r"(?:\btorch\.size\(\[\d{1,4}, |\bfor this model \(|\b(?:has|have|of) )(\d{3,6})"
+        r"(?=\]| >| tokens)",
+        "torch.size(|for this model| tokens",
     ),
     # What torch advises with an error of its own; its warning about the old name also names the new
     # one, which torch 2.9 does not read yet.
