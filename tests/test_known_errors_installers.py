@@ -7,6 +7,7 @@ import re
 import pytest
 
 from labkit.host.distribution import UNKNOWN, Distribution
+from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.commands import LogHost
 from labkit.known_errors.match import explain_text, format_explanation
 from labkit.known_errors.pythons import find_built_package
@@ -441,3 +442,92 @@ def test_a_torch_named_with_its_cuda_gets_pytorchs_index_of_it():
     fix = explain_text(text).describe()["found"][0]["fix"]
     index = "--extra-index-url https://download.pytorch.org/whl/cu113"
     assert fix.startswith(f"pip install torch==1.12.1+cu113 {index}")
+
+
+BUILDS = {
+    "flash-attn": "FLASH_ATTENTION_TRITON_AMD_ENABLE=TRUE {} flash-attn --no-build-isolation",
+    "xformers": "{} xformers --index-url https://download.pytorch.org/whl/rocm6.3",
+    "bitsandbytes": "{} --upgrade bitsandbytes",
+    "apex": "git clone https://github.com/ROCm/apex && cd apex && {} . --no-build-isolation",
+    "deepspeed": "DS_BUILD_OPS=0 {} deepspeed --no-build-isolation",
+    "vllm": "uv venv --python 3.12 && uv pip install vllm --extra-index-url",
+}
+BUILD_ERRORS = {
+    "no compiler": "OSError: CUDA_HOME environment variable is not set. Please set it to your",
+    "no nvcc": "RuntimeError: {} is only supported on CUDA 11.7 and above.  Note: make sure nvcc",
+    "mismatch": "Cuda extensions are being compiled with a version of Cuda that does not match the"
+    " version used to compile Pytorch binaries.",
+    "operations": "op_builder.MissingCUDAException: CUDA_HOME does not exist, unable to compile",
+    "isolated": "ModuleNotFoundError: No module named 'torch'\nPreparing metadata",
+    "any": "error: command failed",
+}
+
+
+@pytest.mark.parametrize("error", BUILD_ERRORS.values(), ids=BUILD_ERRORS)
+@pytest.mark.parametrize("package", BUILDS)
+def test_a_package_for_rocm_comes_in_rocms_way(package, error):
+    failed = f"\n{error.format(package)}\nerror: subprocess-exited-with-error\n"
+    built = {
+        "pip": f"$ pip install {package}{failed}ERROR: Failed building wheel for {package}",
+        "uv pip": f"$ uv pip install {package}\n  × Failed to build `{package}==1.0`{failed}",
+    }
+    for tool, text in built.items():
+        found = explain_text(f"torch 2.7.1+rocm6.3\n{text}")
+        fix = found.found[0].write_fixes(UNKNOWN)[0]
+        assert fix.startswith(BUILDS[package].format(f"{tool} install"))
+        assert "CUDA_HOME" not in fix.partition("   #")[0]
+        assert [each.error.name for each in found.found if not each.caused_by] == [
+            found.found[0].error.name
+        ]
+
+
+REPORT = "ROCM used to build PyTorch: N/A\nHIP runtime version: N/A\nMIOpen runtime version: N/A\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_rocm"),
+    [
+        (REPORT, False),
+        ("ROCm platform is not available because: No module named 'amdsmi'", False),
+        ("torch.version.hip is None", False),
+        ("torch.version.hip: None", False),
+        ("ROCM used to build PyTorch: 6.3.42131", True),
+        ("HIP runtime version: 6.3.42131", True),
+        ("torch==2.7.1+rocm6.3", True),
+        ("AMD Instinct MI300X", True),
+        ("Name: gfx90a", True),
+    ],
+)
+def test_a_report_that_names_rocm_as_absent_is_not_of_rocm(text, is_rocm):
+    assert ("rocm" in explain_text(text).context.signs) is is_rocm
+
+
+@pytest.mark.parametrize("tool", ["pip", "uv pip"])
+def test_flash_attn_without_a_compiler_has_one_cause_and_its_ready_wheel(tool):
+    found = explain_text(
+        f"$ {tool} install flash-attn --no-build-isolation\n"
+        "  × Failed to build `flash-attn==2.8.3`\nThe build backend returned an error\n"
+        "OSError: CUDA_HOME environment variable is not set.\n"
+        "ERROR: Failed building wheel for flash-attn\n"
+    ).found
+    assert [each.error.name for each in found if not each.caused_by] == ["no-cuda-toolkit"]
+    fix = found[0].write_fixes(UNKNOWN)[0]
+    assert fix.startswith(f"FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE {tool} install flash-attn")
+
+
+OWN_PIP = re.compile(r"(?<!uv )(?<!-m )(?<![\w./%-])pip (?:install|uninstall -y|list|show) (?!-e)")
+
+
+def test_in_a_log_of_uv_no_command_is_pips():
+    host = LogHost(signs=frozenset({"uv", "uv-pip"}))
+    plain = [error.adapt((), {}) for error in KNOWN_ERRORS]
+    fixes = [fix for error in plain for fix in (error.fix.anywhere, error.otherwise) if fix]
+    written = [host.write(fix) for fix in fixes]
+    assert [fix for fix in written if OWN_PIP.search(fix)] == []
+
+
+def test_every_cause_of_a_failed_build_explains_flash_attns():
+    apart = {"flash-attn-build", "no-name-server", "unknown-host-name", "index-unreachable"}
+    for error in KNOWN_ERRORS:
+        if "wheel-build-failed" in error.brings and error.name not in apart:
+            assert "flash-attn-build" in error.brings, error.name

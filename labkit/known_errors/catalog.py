@@ -37,6 +37,7 @@ from labkit.host import packages
 from labkit.host.packages import Fix
 from labkit.known_errors.context import PUBLIC_HOSTS
 from labkit.known_errors.model import Certainty, KnownError, Variant
+from labkit.known_errors.pythons import ROCM_BUILDS
 
 FOLDER = Path(__file__).parent / "catalogs"
 AREAS = (
@@ -145,6 +146,10 @@ STATUS_FIXES = {
 
 # What several errors have in common, by its name in braces.
 TEXTS = {
+    "ROCM_BUILD_CAUSE": "{built|the package} is built here for an AMD GPU, and its build looks for"
+    " CUDA: ROCm's compiler (hipcc in /opt/rocm) is not there, or pip's isolated build took a torch"
+    " for CUDA; the wheels of the index are for CUDA",
+    "ROCM_VLLM": ROCM_BUILDS["vllm"],
     "WSL_PEERS_CAUSE": "in WSL the GPUs do not reach each other's memory (no peer access, no CUDA"
     " IPC): NCCL's or the program's own exchange between them fails",
     "WSL_PEERS": "NCCL_P2P_DISABLE=1 NCCL_CUMEM_ENABLE=0 <the command>   # NCCL then copies through"

@@ -104,6 +104,8 @@ class LogHost:
             command = _write_for_pod(command)
         command = self._choose_python(self._translate(command))
         comment = self._translate(comment, is_comment=True)
+        if "uv" in self.signs:
+            comment = _PIP_OF_COMMENT.sub(r"uv pip \g<what>", comment)
         fix = f"{command}{mark}{comment}" if comment.strip() else command
         if self.system == "windows" and not {"powershell", "cmd"} & self.signs:
             fix = _name_powershell(fix)
@@ -270,6 +272,12 @@ class LogHost:
             command = re.sub(
                 rf"{_START}(?:python3? -m )?pip uninstall -y ", "uv pip uninstall ", command
             )
+            # Its environments have no pip.
+            command = re.sub(
+                rf"{_START}(?:python3? -m )?pip (?=(?:list|show|freeze|check)\b)",
+                "uv pip ",
+                command,
+            )
             return _PIP_INSTALL.sub(r"\g<set>uv pip install \g<rest>", command)
         if "poetry" in self.signs:
             return _PROGRAM_OF_POETRY.sub("poetry run ", command)
@@ -294,8 +302,11 @@ class LogHost:
 _REPLACES = re.compile(r"--upgrade|--force-reinstall|uninstall|[<=>]=|<\d")
 _RESTART = "then restart the kernel (Colab: Runtime, Restart session) and run all cells again"
 _PIP_INSTALL = re.compile(
-    rf"{_START}(?P<set>(?:[A-Z_]+=\S+ )*)(?:python3? -m )?pip install "
-    r"(?P<rest>(?:[^;&|#\n]|#(?=\w))+?)(?=$| && | \| |;|   #)"
+    rf"{_START}(?P<set>(?:env(?: -u \w+)+ )?(?:[A-Z_]+=(?:<[^>]*>|\S+) )*)(?:python3? -m )?"
+    r"pip install (?P<rest>(?:[^;&|#\n]|#(?=\w))+?)(?=$| && | \| |;|   #| or )"
+)
+_PIP_OF_COMMENT = re.compile(
+    r"(?<!uv )(?<!-m )(?<![\w./%-])pip (?:(?P<what>install|show|list|freeze|check)|uninstall -y)\b"
 )
 # A placeholder in it may have blanks.
 _ARGUMENT = re.compile(r"\"[^\"]*\"|'[^']*'|(?:[^\s<]*<[^>]*>)+\S*|\S+")

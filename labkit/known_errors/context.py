@@ -22,6 +22,7 @@ from labkit.host.packages import FIRST_BRANCHES, is_dropped
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors.commands import STARTERS, LogHost, System
 from labkit.known_errors.pythons import (
+    ROCM_BUILDS,
     SOURCES,
     find_built_package,
     find_python,
@@ -48,6 +49,7 @@ from labkit.known_errors.signs import (
 _TOGETHER = {
     "wsl-gpus": ({"wsl", "several-gpus"}, set[str]()),
     "wsl-gpus-vllm": ({"wsl", "several-gpus", "vllm"}, set[str]()),
+    "rocm-vllm": ({"rocm", "vllm"}, {"cuda-build"}),
     "containers-apart": ({"several-machines", "container"}, {"k8s"}),
     "sudo-works": ({"sudo-docker", "cuda-banner"}, set[str]()),
     "srun-alone": ({"srun"}, set(STARTERS)),
@@ -205,6 +207,14 @@ class Context:
         device = self.values.get("device")
         return infer_capability_of_device(int(device, 16)) if device else None
 
+    @property
+    def rocm_build(self) -> str | None:
+        """The way to ROCm's build of the package whose build for CUDA fails; None for others."""
+        if "rocm" not in self.signs:
+            return None
+        way = ROCM_BUILDS.get((self.package or "").lower())
+        return way and way.replace("{rocm}", self.values.get("rocm", "6.4"))
+
     def list_conditions(self) -> set[str]:
         """The names that a variant of a known error can ask for."""
         conditions = self.signs | self._judge_gpu() | self._judge_python()
@@ -214,6 +224,10 @@ class Context:
             conditions.add(f"toolkit-{self.values['toolkit'].replace('.', '-')}")
         if self.system == "windows":
             conditions.add("on-windows")
+        if self.rocm_build:
+            conditions.add("rocm-build")
+        if self.package:
+            conditions.add(f"built-{self.package.lower()}")
         if int(self.values.get("length", 0)) > int(self.values.get("positions", 10**6)):
             conditions.add("past-positions")
         return conditions | {
@@ -272,6 +286,10 @@ class Context:
             values["python"] = self.python_version
         if self.package and "package-build" in self.signs:
             values["package"] = SOURCES.get(self.package, self.package)
+        if self.package:
+            values["built"] = self.package
+        if self.rocm_build:
+            values["rocmbuild"] = self.rocm_build
         if generation := next((each for each in _OVERRIDES if each in self.signs), None):
             values["hsa"] = _OVERRIDES[generation]
         if vision := _VISION.get(values.get("release", "")):

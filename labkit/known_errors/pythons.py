@@ -114,6 +114,30 @@ SOURCES = {
     "detectron2": "git+https://github.com/facebookresearch/detectron2.git",
     "pytorch3d": "git+https://github.com/facebookresearch/pytorch3d.git@stable",
 }
+# How packages of CUDA code come to an AMD GPU: a package's own way, as its project describes it.
+ROCM_BUILDS = {
+    "flash-attn": "FLASH_ATTENTION_TRITON_AMD_ENABLE=TRUE pip install flash-attn"
+    " --no-build-isolation   # its kernels in Triton, which no compiler builds: set the variable"
+    " when the program runs, too; MI200, MI300: GPU_ARCHS=<gfx90a or gfx942> in its place compiles"
+    ' the faster ones (hipcc of /opt/rocm); without flash-attn: attn_implementation="sdpa"',
+    "xformers": "pip install xformers --index-url https://download.pytorch.org/whl/rocm{rocm}"
+    "   # ready wheels, of torch's own index (python -c 'import torch; print(torch.version.hip)'"
+    " names the ROCm); none for this torch: leave it out, torch's own attention needs none",
+    "bitsandbytes": "pip install --upgrade bitsandbytes   # 0.48 and newer have ROCm's library in"
+    " their wheel for Linux; of its source: cmake -DCOMPUTE_BACKEND=hip -DBNB_ROCM_ARCH=<the gfx"
+    " name of rocminfo> -S . && make, then pip install .",
+    "apex": "git clone https://github.com/ROCm/apex && cd apex && pip install ."
+    " --no-build-isolation   # AMD's own apex: NVIDIA's compiles for CUDA alone; needs hipcc of"
+    " /opt/rocm; a program that only wants amp or FusedAdam: torch.amp,"
+    " torch.optim.AdamW(fused=True)",
+    "deepspeed": "DS_BUILD_OPS=0 pip install deepspeed --no-build-isolation   # its operations are"
+    " compiled at their first use, by hipcc: export ROCM_HOME=/opt/rocm (with ROCm's compiler"
+    " installed there); ds_report lists which of them can be",
+    "vllm": "uv venv --python 3.12 && uv pip install vllm --extra-index-url"
+    " https://wheels.vllm.ai/rocm/   # wheels for ROCm 7 and Python 3.12 alone: with another Python"
+    " the installer takes the wheel for CUDA; else the image: docker run --device /dev/kfd --device"
+    " /dev/dri --group-add video --ipc=host rocm/vllm",
+}
 # What pip and uv print of a package whose build fails, and the folder of its source.
 _BUILT = re.compile(
     r"(?:Failed to build '|^Failed to build (?=[\w.-]{1,40}$)|based projects \("

@@ -389,12 +389,18 @@ SIGNS = (
         r"|\bnot in the sudoers file|\bnot (?:a |an |the )?(?:sudoer|admin)",
         "root|sudo|admin",
     ),
+    # Reports of torch and vLLM name ROCm on a machine without it.
     _sign(
         "rocm",
-        "rocm rocm5 rocm6 rocm7 hip amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101 gfx1102 gfx1201"
-        " hipblaslt amd",
-        r"\brocm|\d\\+rocm|\bhip\b|amdgpu|/dev/kfd|\bgfx1\d{3}|_hipblas|\bamd linux\b|libtorch_hip",
-        "rocm|hip|amdgpu|/dev/kfd|gfx1|amd linux",
+        "rocm rocm5 rocm6 rocm7 rocminfo hip hipcc amdgpu kfd gfx1030 gfx1032 gfx1100 gfx1101"
+        " gfx1102 gfx1201 gfx90a gfx942 gfx950 hipblaslt amd instinct mi210 mi250 mi250x mi300x"
+        " mi325x mi350x mi355x",
+        r"\brocm(?! used to build pytorch: n/a|\w* platform is| is (?:not|none)"
+        r"|\w* (?:version)?\W{0,3}(?:n/a|none)\b)|\d\\+rocm|\bhipcc\b"
+        r"|amdgpu|/dev/kfd|\bgfx1\d{3}|\bgfx9(?:0a|42|50)\b"
+        r"|\bhip\b(?! runtime version: n/a|\W{1,4}(?:is )?none\b|\W{0,3}\bn/a)"
+        r"|_hipblas|\bamd (?:linux|instinct)\b|libtorch_hip|\bmi(?:2[15]0x?|3[0-9]{2}x)\b",
+        "rocm|hip|amdgpu|/dev/kfd|gfx1|gfx9|amd linux|amd instinct|mi2|mi3",
     ),
     _sign("rdna4", "rx gfx1200 gfx1201", rf"\brx ?90[67]0|{_GFX}120[01]{_ALONE}", "rx |rx9|gfx120"),
     _sign(
@@ -847,6 +853,8 @@ VALUES = (
         r"pytorch\.org/whl/(?:nightly/)?(cu\d{3}|cpu|rocm[\d.]+|xpu)\b",
         "pytorch.org/whl/",
     ),
+    # Of torch's build for ROCm, or its index.
+    _sign("rocm", "rocm6 rocm7 rocm5", r"(?:\+|whl/)rocm([567]\.\d)", "+rocm|whl/rocm"),
     _sign(
         "release",
         "torch cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
