@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from labkit.host.distribution import UNKNOWN, Distribution
@@ -1002,3 +1004,73 @@ def test_compose_on_a_jetson_names_the_runtime_alone(error):
     assert otherwise is None
     _, (_, fix, _) = explain(error)
     assert fix.startswith("docker run --runtime")
+
+
+PODMAN = "$ podman run --rm --device nvidia.com/gpu=all ubuntu nvidia-smi\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NO_CDI_SPEC,
+        "Failed to initialize NVML: Unknown Error",
+        "Failed to initialize NVML: Insufficient Permissions",
+        "nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1: x",
+        "crun: error executing hook `/usr/bin/nvidia-container-toolkit` (exit code: 1)",
+        "crun: cannot stat `/usr/lib64/libEGL_nvidia.so.550.54.14`: No such file or directory",
+        "nvidia-container-cli: mount error: failed to add device rules: open /sys/fs/cgroup/x:"
+        " permission denied",
+        "http: server gave HTTP response to HTTPS client",
+        "level=warning msg=vfs storage driver",
+        "crun: executable file `nvidia-smi` not found in $PATH: No such file or directory",
+    ],
+)
+@pytest.mark.parametrize(
+    "prompt", [PODMAN, "Emulate Docker CLI using podman. Create x\n$ docker run"]
+)
+def test_a_log_of_podman_gets_podmans_fixes_alone(prompt, error):
+    shown = format_explanation(explain_text(f"{prompt}\n{error}"), UNKNOWN)
+    fixes = re.findall(r"  (?:try|else|note): (.*)", shown)
+    assert not [
+        fix for fix in fixes if re.search(r"restart docker|\bdocker (?!images)|daemon\.json", fix)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        (
+            "$ sudo nerdctl run --gpus all x\n"
+            'exec: "nvidia-container-cli": executable file not found',
+            "sudo nerdctl run --rm --gpus all ubuntu nvidia-smi",
+        ),
+        (
+            "kubelet: Failed to create pod sandbox: failed to find runtime handler nvidia from"
+            " runtime list map[crun runc] (cri-o)",
+            "--runtime=crio --set-as-default && sudo systemctl restart crio",
+        ),
+        (
+            "$ apptainer exec x.sif python train.py\nRuntimeError: Found no NVIDIA driver on"
+            " your system.",
+            "apptainer exec --nv",
+        ),
+        (
+            "$ apptainer exec --nv x.sif python train.py\nDataLoader worker (pid 12) is killed by"
+            " signal: Bus error. out of shared memory",
+            "DataLoader(num_workers=0)",
+        ),
+    ],
+)
+def test_each_engine_gets_its_own_commands(text, fix):
+    _, (_, first, second) = explain(text)
+    assert fix in first
+    assert "restart docker" not in first
+    assert not second or "docker" not in second
+
+
+def test_reserved_ports_of_windows_are_not_named_on_linux():
+    _, (_, fix, otherwise) = explain(
+        PODMAN + "rootlessport cannot expose privileged port 80, you can add x to /etc/sysctl.conf"
+    )
+    assert fix.startswith("podman run -p 18888:8888")
+    assert otherwise is None

@@ -231,6 +231,8 @@ class LogHost:
             text = _install(text, tool)
         for pattern, replacement in self._list_replacements():
             text = re.sub(pattern, replacement, text)
+        if is_comment and self._has_own_engine:
+            text = _leave_out(text, _OF_DOCKER, re.compile(rf"\b{self.engine}\b"))
         return _SUDO.sub("", text) if {"root", "hosted-notebook"} & self.signs else text
 
     @property
@@ -252,9 +254,33 @@ class LogHost:
         for sign, replacements in _BY_SIGN.items():
             if sign in signs:
                 found += replacements
-        if "podman" in signs and "docker-there" not in signs:
-            found += _PODMAN
-        return found
+        return found + list(_ENGINES.get(self.engine or "", ()))
+
+    @property
+    def engine(self) -> str | None:
+        """The engine of the log where it is another one than docker: a key of `_ENGINES`."""
+        signs = self.signs
+        if "docker-there" in signs and "podman-emulates" not in signs:
+            return None
+        # crun, which is a sign of podman, is CRI-O's, too.
+        barred = {"podman": {"k8s", "crio"}, "apptainer": {"podman", "nerdctl", "k8s"}}
+        return next(
+            (each for each in _ENGINES if each in signs and not barred.get(each, set()) & signs),
+            None,
+        )
+
+    def write_second(self, fix: str) -> str | None:
+        """A second fix as `write` writes it; None if it is docker's in a log of another engine.
+
+        >>> LogHost(signs=frozenset({"podman"})).write_second("docker context use default")
+        """
+        written = self.write(fix)
+        is_foreign = self._has_own_engine and _OF_DOCKER.search(written.partition(COMMENT)[0])
+        return None if is_foreign else written
+
+    @property
+    def _has_own_engine(self) -> bool:
+        return self.engine in ("podman", "nerdctl", "apptainer")
 
     def _choose_python(self, command: str) -> str:
         """The command with the pip and Python of the log's environment."""
@@ -681,14 +707,53 @@ _BY_SIGN: Mapping[str, _Replacements] = {
         (r"sudo dnf upgrade(?: [\w+-]+)*", "rpm-ostree upgrade"),
     ),
 }
-_PODMAN: _Replacements = (
-    (re.escape(RESTART_DOCKER), MAKE_CDI_SPEC),
-    (r"\bdocker run --gpus all\b", "podman run --device nvidia.com/gpu=all"),
-    (
-        r"\bdocker (run|exec|ps|pull|build|logs|inspect|rm|images|info|restart|system|volume)\b",
-        r"podman \1",
-    ),
+_DOCKER_COMMAND = (
+    r"\bdocker (run|exec|ps|pull|build|logs|inspect|rmi?|images?|info|restart|system|volume|tag"
+    r"|push|login|logout|manifest|network|version|container|compose|events|cp|stop|start|save|load)"
+    r"\b(?! docker)"
 )
+# In place of a restart of docker: nothing, for there is no daemon, or a daemon of another name.
+_NO_RESTART: _Replacements = (
+    (
+        r"(?: && |, then: |; then: |, and |, )sudo (?:systemctl )?(?:--user )?restart docker"
+        r"(?:\.socket docker)?\b",
+        "",
+    ),
+    (r"(?: && |, then: |; then: |, and |, )(?:systemctl --user )?restart docker\b", ""),
+)
+# Other engines than docker, by the sign of each.
+_ENGINES: Mapping[str, _Replacements] = {
+    "crio": (
+        (r"--runtime=(?:docker|containerd)\b", "--runtime=crio"),
+        (r"(systemctl (?:--user )?restart )(?:docker|containerd)\b", r"\1crio"),
+        (r"-u (?:containerd|docker)\b", "-u crio"),
+        (r"\b(?:the node's|node's|its|the) containerd\b", "CRI-O"),
+    ),
+    "nerdctl": (
+        (re.escape(RESTART_DOCKER), "sudo nerdctl run --rm --gpus all ubuntu nvidia-smi"),
+        (r"(systemctl (?:--user )?restart )docker\b", r"\1containerd"),
+        (r"-u docker\b", "-u containerd"),
+        (_DOCKER_COMMAND, r"nerdctl \1"),
+    ),
+    "podman": (
+        (re.escape(RESTART_DOCKER), MAKE_CDI_SPEC),
+        (r"\bdocker run --gpus(?: |=)all\b", "podman run --device nvidia.com/gpu=all"),
+        *_NO_RESTART,
+        (r"\bdocker builder prune\b", "podman image prune"),
+        (_DOCKER_COMMAND, r"podman \1"),
+    ),
+    "apptainer": (
+        (rf"(?: && )?{re.escape(RESTART_DOCKER)}", ""),
+        (r"\bdocker run (?:--rm |-it )*--gpus all\b(?: --rm| -it)*", "apptainer exec --nv"),
+        *_NO_RESTART,
+    ),
+}
+# What only docker has: another engine's fix does not name it.
+_OF_DOCKER = re.compile(
+    r"\bdocker\b(?!\.io|://|-archive|/|\.com|[ -]compose\.ya?ml|file)|\bdockerd|daemon\.json"
+    r"|\bnvidia-docker|\bbuildx\b"
+)
+
 
 _COMMANDS = (
     r"(?:(?:python3?|pip|torchrun|ollama|uv|conda|cmake|make|accelerate|vllm|docker|comfy|pixi|nvcc"

@@ -69,7 +69,7 @@ class Match:
         host = self.context.describe_host(distribution)
         error = self.error
         fix = host.write(error.fix.on(distribution))
-        return fix, error.otherwise and host.write(error.otherwise)
+        return fix, error.otherwise and host.write_second(error.otherwise)
 
     def describe(self, distribution: Distribution) -> dict[str, object]:
         """The match as ``--json`` prints it, with the fix for this distribution."""

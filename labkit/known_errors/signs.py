@@ -236,6 +236,9 @@ SIGNS = (
         r"\bdocker: |dockerd|\bdocker(?: compose|-compose)? \w|docker\.sock",
     ),
     _sign("podman", "podman crun", r"\bpodman\b|\bcrun\b"),
+    _sign("podman-emulates", "emulate", r"emulate docker cli using podman", "emulate docker"),
+    _sign("nerdctl", "nerdctl", r"\bnerdctl\b"),
+    _sign("crio", "crio cri", r"\bcri-?o\b", "crio|cri-o"),
     # From this release on it looks for specifications of CDI in one folder only.
     _sign(
         "podman-5-5",
