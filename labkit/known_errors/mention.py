@@ -267,7 +267,8 @@ def is_prose(before: str, after: str) -> bool:
 # Said of an error that passes: the program goes on by itself.
 TRANSIENT = re.compile(
     r"(?:trying|using|choosing) (?:another|the next|a different|port \d)|falling back"
-    r"|\bignor(?:ed|ing)\b|(?:succeeded|recovered) (?:after|on)",
+    r"|\bignor(?:ed|ing)\b|(?:succeeded|recovered) (?:after|on)"
+    r"|\bretr(?:y|ied|ying)\b.{0,80}\b(?:ok|done|success\w{0,5}|succeeded)\b",
     re.IGNORECASE,
 )
 # A line that only warns; NCCL's own "NCCL WARN" is its word for an error.
@@ -313,6 +314,7 @@ PROGRESS = re.compile(
     r"|\bpull complete|application startup complete|\bis running at\b|\bexporting to image"
     r"|\bnaming to \S+ done|\bsaved (?:checkpoint|model)"
     r"|\b(?:retry|attempt).{0,20}\bsucceeded"
+    r"|\bretrying\b.{0,60}\b(?:ok|done)\b"
     r"|\bbatch.size.{0,12}\bsucceeded"
     r"|\bdetermined (?:the )?(?:\w{1,8} )?batch.size|\b\d+ epochs? completed in \d"
     r"|\bresults saved to \S"
@@ -323,6 +325,7 @@ PROGRESS = re.compile(
 # In lower case: a step of a training is done.
 STEPS = re.compile(
     r"\bepoch \d+|\b100%\||'loss': \d|\b(?:step|iter\w*|batch)\W{0,3}\d.{0,60}\bloss\W{0,3}\d"
+    r"|\b(?:step|iter\w*|batch) ?\d{1,9}\W{1,5}(?:done|ok|completed?|finished)\b"
 )
 # In lower case: the program gave up.
 FINAL = re.compile(

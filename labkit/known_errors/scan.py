@@ -9,6 +9,7 @@ from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
 from labkit.known_errors.block import LINES_AROUND, ErrorPlace, LogBlock, Outcome
 from labkit.known_errors.context import Context
+from labkit.known_errors.healthy import HEALTHY
 from labkit.known_errors.index import Index
 from labkit.known_errors.model import KnownError
 from labkit.known_errors.read import NumberedLines
@@ -61,9 +62,9 @@ FAILURE = KnownError(
     Fix(""),
     passes=True,
     # An exception's message may have any word.
-    unless=r"^(?!(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception): ).{0,400}"
-    r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr|\bwarn|falling back"
-    r"|errors?: (?:0|None|null)\b|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault))",
+    unless=rf"{HEALTHY}|^(?!(?:\w{{1,40}}\.){{0,8}}\w{{0,40}}(?-i:Error|Exception): ).{{0,400}}"
+    r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr(?!ies\W{1,4}0\b)|\bwarn|falling back"
+    r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault))",
 )
 
 # So many lines above an exception its traceback may begin.
@@ -186,7 +187,10 @@ class Scan:
         failure = self.places.get(FAILURE)
         if failure is None or not passed.number - LONGEST_TRACEBACK <= failure.number < until:
             return
-        self.passed.setdefault(FAILURE, self.places.pop(FAILURE))
+        del self.places[FAILURE]
+        # Where the program said that it tries again, it was no failure of the run.
+        if not passed.retried:
+            self.passed.setdefault(FAILURE, failure)
         if failure.last > until:
             self.places[FAILURE] = failure._replace(number=failure.last, line=failure.last_line)
 
