@@ -22,6 +22,7 @@ from types import FrameType
 from typing import IO, NamedTuple, Protocol
 
 from labkit.errors import UsageError
+from labkit.text import MAKE_VARIABLE
 
 Line = Callable[[str], None]
 
@@ -97,27 +98,51 @@ _PROGRAM = re.compile(
     r"|clean)\b| --help)"
 )
 _MAKE_LINE = re.compile(
-    r"\bmake (?:down )?(up|run|prove|doctor|devices|memory)\b((?: [A-Z]+=(?:'[^']*'|\S+))*)"
+    r"\bmake ((?:(?:up|down|status|logs|devices|doctor|prove|memory|run|check|progress|reset|shell"
+    r"|build|clean|hub)\b ?)+)((?:(?<= )[A-Z]+=(?:'[^']*'|\"[^\"]*\"|[^\s,;]+) ?)*)(?<! )"
 )
+# The options that make's variables stand for.
+_MAKE_OPTIONS = ("RUNTIME", "FLAVOR", "CUDA", "GPUS", "PORT", "BIND", "MEMORY")
+_CLONES_FILES = ("Makefile", "compose.yaml", "labkit/__main__.py")
 
 
 def in_clone(package: Path = Path(__file__).parent) -> bool:
     """True if this labkit runs from a clone of the repository, which has ``make``'s lines."""
-    return all((package.parent / name).is_file() for name in ("Makefile", "compose.yaml"))
+    return all((package.parent / name).is_file() for name in _CLONES_FILES[:2])
 
 
-def name_command(text: str, *, program: str | None = None, clone: bool | None = None) -> str:
+def has_make(folder: Path | None = None) -> bool:
+    """True if ``make`` called this program, or has this repository's lines in the folder.
+
+    The folder is the current one by default.
+    """
+    if os.environ.get(MAKE_VARIABLE):
+        return True
+    try:
+        folder = folder or Path.cwd()
+        return all((folder / name).is_file() for name in _CLONES_FILES)
+    except OSError:  # the folder was deleted
+        return False
+
+
+def name_command(
+    text: str, *, program: str | None = None, clone: bool | None = None, make: bool | None = None
+) -> str:
     """Advice with commands that run as they stand: for how labkit was started, and from where.
 
     Without a ``labkit`` on the PATH, a program that ``python -m labkit`` started names the Python
-    that runs. Outside of a clone, where there is no Makefile, it is ``labkit lab`` for ``make up``.
-    ``program`` (as started) is sys.argv[0].
+    that runs. Where the current folder is not a clone, and so has no Makefile, labkit's commands
+    stand for ``make``'s lines: without any clone, ``labkit lab`` for ``make up``. ``program`` (as
+    started) is sys.argv[0].
 
     >>> name_command("make run LABS='tensors autograd'", clone=False)
     'labkit run tensors autograd'
+    >>> name_command("make down && make up GPUS=0", clone=True, make=False)
+    'labkit down && labkit up --gpus 0'
     """
-    if not (in_clone() if clone is None else clone):
-        text = _MAKE_LINE.sub(_replace_make, text)
+    is_clone = in_clone() if clone is None else clone
+    if not (is_clone and (has_make() if make is None else make)):
+        text = _MAKE_LINE.sub(lambda found: _replace_make(found, is_clone=is_clone), text)
     started = Path(sys.argv[0] if program is None else program)
     by_module = started.parent.name == "labkit" and started.name == "__main__.py"
     if by_module and shutil.which("labkit") is None:
@@ -126,11 +151,16 @@ def name_command(text: str, *, program: str | None = None, clone: bool | None = 
     return text
 
 
-def _replace_make(found: re.Match[str]) -> str:
-    if found[1] == "up":
+def _replace_make(found: re.Match[str], *, is_clone: bool) -> str:
+    targets = found[1].split()
+    values = re.findall(r"([A-Z]+)=('[^']*'|\"[^\"]*\"|[^\s,;]+)", found[2])
+    if "up" in targets and not is_clone:
         return "labkit lab"
-    values = re.findall(r"LABS=('[^']*'|\S+)", found[2])
-    return " ".join([f"labkit {found[1]}", *(one.strip("'") for one in values)])
+    options = [f"--{name.lower()} {value}" for name, value in values if name in _MAKE_OPTIONS]
+    options += ["--stop" for name, _ in values if name == "STOP"]
+    names = [value.strip("'\"") for name, value in values if name == "LABS"]
+    last = " ".join([f"labkit {targets[-1]}", *names, *(options if is_clone else ())])
+    return " && ".join([*(f"labkit {each}" for each in targets[:-1]), last])
 
 
 def compose_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

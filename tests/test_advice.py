@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from labkit.cli import FAMILIES
-from labkit.process import compose_environment, in_clone, name_command, name_python
+from labkit.process import compose_environment, has_make, in_clone, name_command, name_python
 from tests.conftest import ROOT
 
 MODULE = "/site-packages/labkit/__main__.py"
@@ -60,7 +60,37 @@ def test_a_program_that_was_started_by_its_name_is_named_so(no_program):
 )
 def test_outside_of_a_clone_no_line_of_make_is_named(text, outside):
     assert name_command(text, clone=False) == outside
-    assert name_command(text, clone=True) == text
+    assert name_command(text, clone=True, make=True) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "elsewhere"),
+    [
+        ("make up", "labkit up"),
+        ("make up, or set A to the folder", "labkit up, or set A to the folder"),
+        ("make up RUNTIME=local   # or not", "labkit up --runtime local   # or not"),
+        ("make down && make up GPUS=0,1", "labkit down && labkit up --gpus 0,1"),
+        ("make down up", "labkit down && labkit up"),
+        ("LABKIT_VENV=.x make up   # or", "LABKIT_VENV=.x labkit up   # or"),
+        ("make run LABS='tensors autograd'", "labkit run tensors autograd"),
+        ("make hub STOP=1", "labkit hub --stop"),
+        ("make doctor   # on the host", "labkit doctor   # on the host"),
+        ("make it a plain function", "make it a plain function"),
+    ],
+)
+def test_outside_of_the_clones_folder_its_commands_stand_for_make(text, elsewhere):
+    assert name_command(text, clone=True, make=False) == elsewhere
+
+
+def test_only_the_clones_own_folder_has_its_makefile(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert has_make()
+    for folder in (tmp_path, ROOT / "labkit"):
+        monkeypatch.chdir(folder)
+        assert not has_make()
+    (tmp_path / "Makefile").touch()
+    monkeypatch.chdir(tmp_path)
+    assert not has_make()
 
 
 def test_a_clone_has_a_makefile_and_services(tmp_path):
@@ -86,3 +116,31 @@ def test_a_user_without_a_clone_reads_commands_that_run(tmp_path):
         assert made.returncode == 2
         assert f"{shlex.quote(sys.executable)} {advice}" in made.stderr
         assert "make up" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["status"], "-m labkit up"),
+        (["logs"], "-m labkit up"),
+        (["check"], "-m labkit lab, or set LABKIT_WORKSPACE"),
+        (["progress"], "-m labkit lab, or set LABKIT_WORKSPACE"),
+        (["doctor", "--explain", "log"], "-m labkit doctor   # on the host"),
+    ],
+)
+def test_a_clone_that_is_used_from_another_folder_names_commands_that_run(tmp_path, words, advice):
+    (tmp_path / "log").write_text('exec: "nvidia-smi": executable file not found in $PATH')
+    environment = {**compose_environment(), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    for name in ("LABKIT_HOME", "LABKIT_MAKE", "LABKIT_WORKSPACE"):
+        environment.pop(name, None)
+    made = subprocess.run(
+        [sys.executable, "-m", "labkit", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "LABKIT_STATE": str(tmp_path / "state")},
+    )
+    said = made.stdout + made.stderr
+    assert advice in said
+    assert "make up" not in said

@@ -401,7 +401,7 @@ def test_without_a_workspace_the_way_to_one_is_told(
     assert capsys.readouterr().err == (
         "error: there is no workspace here\n"
         f"  cause: labkit created neither {tmp_path / 'elsewhere'} nor a folder above it\n"
-        "  try: make up, or set LABKIT_WORKSPACE to the folder\n"
+        "  try: labkit lab, or set LABKIT_WORKSPACE to the folder\n"
     )
 
 

@@ -105,7 +105,7 @@ def _print_devices(
     """Prints the devices, on a terminal folded to its width."""
     columns = _measure_columns()
     screen = format_devices(detection, telemetry, everything=everything, columns=columns)
-    screen = escape_controls(screen)
+    screen = escape_controls(advise(screen))
     if start:
         screen = cut_screen(screen, columns, _measure_rows())
     print(f"{start}{screen}{end}", flush=True)
@@ -177,7 +177,7 @@ def _show_report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(describe_report(report))
     else:
-        print(escape_controls(format_report(report)))
+        print(escape_controls(advise(format_report(report))))
     return ExitCode.OK
 
 

@@ -132,7 +132,7 @@ def explain(arguments: argparse.Namespace) -> int:
     elif text := format_explanation(explanation, distribution):
         print(text)
     for line in list_remarks(explanation):
-        print(line, file=sys.stderr)
+        print(advise(line), file=sys.stderr)
     if change:
         print(f"{name} {change}", file=sys.stderr)
     if isinstance(log, StoppableInput) and log.is_stopped:

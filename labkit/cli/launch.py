@@ -296,7 +296,7 @@ def run_hub(arguments: argparse.Namespace) -> int:
     elif arguments.stop:
         print("stopped; the learners' files and accounts stay")
     else:
-        print(f"JupyterHub is ready:  {url}\nstop it:  make hub STOP=1")
+        print(advise(f"JupyterHub is ready:  {url}\nstop it:  make hub STOP=1"))
     return ExitCode.OK
 
 

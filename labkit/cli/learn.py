@@ -137,7 +137,7 @@ def show_progress(arguments: Namespace) -> int:
         score = asdict(progress.score(lab.name))
         labs.append({**row, "exercises": entries, "predictions": score})
     if progress.note:
-        print(f"warning: {progress.note}", file=sys.stderr)
+        print(advise(f"warning: {progress.note}"), file=sys.stderr)
     if arguments.json:
         print_json({"workspace": str(workspace), "labs": labs, "note": progress.note})
     else:
@@ -200,11 +200,12 @@ def _lay_out_changes(workspace: Path, arguments: Namespace) -> int:
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        print(escape_controls(f"note: {note}"), file=sys.stderr)
+        print(escape_controls(advise(f"note: {note}")), file=sys.stderr)
 
 
 def _need_workspace() -> Path:
     from labkit.files import WORKSPACE_VARIABLE, find_workspace
+    from labkit.process import has_make
 
     workspace = find_workspace()
     if workspace is None:
@@ -214,7 +215,8 @@ def _need_workspace() -> Path:
         raise UsageError(
             "there is no workspace here",
             cause=f"labkit created neither {Path.cwd()} nor a folder above it",
-            fix=f"make up, or set {WORKSPACE_VARIABLE} to the folder",
+            fix=f"{'make up' if has_make() else 'labkit lab'}, or set {WORKSPACE_VARIABLE} to the"
+            " folder",
         )
     workspace = workspace.resolve()
     if not os.access(workspace, os.R_OK | os.X_OK):

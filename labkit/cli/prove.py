@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labkit.cli import add_common, print_error, print_json
+from labkit.cli import add_common, advise, print_error, print_json
 from labkit.cli.run import NEEDED, require_modules, require_reader
 from labkit.errors import ExitCode, LabkitError, UsageError
 from labkit.text import escape_controls, near_match
@@ -167,7 +167,7 @@ def _finish(proof: Proof, writer: ProofWriter, *, as_json: bool) -> int:
     from labkit.prove.model import PROOF_NAME, read_proof
     from labkit.prove.view import format_proof, render_proof
 
-    print(format_proof(proof), file=sys.stderr if as_json else sys.stdout)
+    print(advise(format_proof(proof)), file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print_json(writer.describe(proof))
     try:
@@ -183,7 +183,7 @@ def _finish(proof: Proof, writer: ProofWriter, *, as_json: bool) -> int:
 
 
 def _say(words: str) -> None:
-    print(escape_controls(words), file=sys.stderr, flush=True)
+    print(escape_controls(advise(words)), file=sys.stderr, flush=True)
 
 
 def _make_tools() -> ProveTools:

@@ -25,6 +25,7 @@ from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
 from labkit.known_errors.scan import FAILURE, LONGEST_TRACEBACK, Scan, repeat_ends
+from labkit.process import name_command
 
 BLOCK_BYTES = 2**18
 # For so few blocks it takes longer to start processes than to read them.
@@ -69,7 +70,8 @@ class Match:
         host = self.context.describe_host(distribution)
         error = self.error
         fix = host.write(error.fix.on(distribution))
-        return fix, error.otherwise and host.write_second(error.otherwise)
+        otherwise = error.otherwise and host.write_second(error.otherwise)
+        return name_command(fix), otherwise and name_command(otherwise)
 
     def describe(self, distribution: Distribution) -> dict[str, object]:
         """The match as ``--json`` prints it, with the fix for this distribution."""

@@ -21,6 +21,7 @@ from labkit.errors import EngineError, LabkitError
 from labkit.host.distribution import read_distribution
 from labkit.known_errors.match import explain_text
 from labkit.launch.state import open_private
+from labkit.process import name_command
 from labkit.text import escape_controls, format_clock, strip_ansi
 
 HEARTBEAT_SECONDS = 15.0
@@ -74,7 +75,7 @@ class Steps:
         """Prints one message, above the line of the running step."""
         with self._lock:
             self._clear()
-            print(escape_controls(text), file=self._stream, flush=True)
+            print(escape_controls(name_command(text)), file=self._stream, flush=True)
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Step]:
