@@ -136,7 +136,7 @@ def test_a_library_that_does_not_start_may_have_another_cause_than_full_memory(s
         ("cudnn-not-initialized", "possible")
     ]
     fix, otherwise = found[0].write_fixes(UNKNOWN)
-    assert fix.startswith("nvidia-smi")
+    assert fix.startswith("a smaller batch")
     assert "CUDA_LAUNCH_BLOCKING=1" in otherwise
     assertion = "indexSelectLargeIndex: Assertion `srcIndex < srcSelectDimSize` failed.\n"
     ranked = explain_text(assertion + CUBLAS.format(status)).found
@@ -567,3 +567,31 @@ TABPFN = 'File "/v/lib/python3.12/site-packages/tabpfn/classifier.py", line 531,
 def test_tabpfn_is_told_its_precision(error):
     assert 'try: TabPFNClassifier(inference_precision="auto")' in show(TABPFN + error)
     assert "TabPFN" not in show(error).replace("TabPFNClassifier", "") or "You specified" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB", "a smaller batch"),
+        ("RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'", "model = model.float()"),
+        (
+            "comfyui\nRuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'",
+            "python main.py --cpu --force-fp32",
+        ),
+        (
+            "safetensors_rust.SafetensorError: Error while deserializing header: HeaderTooLarge",
+            "rm <the file>",
+        ),
+        ("model is corrupted or incomplete", "rm <the file> && hf download"),
+        ("RuntimeError: NCCL error: unhandled cuda error (run with", "NCCL_P2P_DISABLE=1"),
+        (
+            "$ docker run vllm/vllm-openai\nRuntimeError: Failed to infer device type",
+            "docker run --gpus all",
+        ),
+        ("bash: Bind for 127.0.0.1:8888 failed: port is already allocated", "--port 8890"),
+        ("docker: Bind for 127.0.0.1:8888 failed: port is already allocated", "docker run -p 8890"),
+        ("E: Could not get lock /var/lib/dpkg/lock-frontend.", "sudo apt-get -o DPkg::Lock::Timeo"),
+    ],
+)
+def test_the_first_fix_mends_before_it_looks(text, fix):
+    assert show(text).partition("try: ")[2].startswith(fix)
