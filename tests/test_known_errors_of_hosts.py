@@ -962,6 +962,7 @@ SERVED = "vllm serve Qwen/Qwen2.5-32B-Instruct-AWQ --tensor-parallel-size 2\n"
         "AcceleratorError: CUDA error: API call is not supported in the installed CUDA driver",
         "NCCL WARN Cuda failure 'API call is not supported in the installed CUDA driver'",
         "RuntimeError: CUDA error: operation not supported",
+        "RuntimeError: CUDA error: unknown error",
         "Segmentation fault (core dumped)",
         "RuntimeError: Engine core initialization failed. See root cause above.",
     ],
@@ -1073,4 +1074,13 @@ def test_reserved_ports_of_windows_are_not_named_on_linux():
         PODMAN + "rootlessport cannot expose privileged port 80, you can add x to /etc/sysctl.conf"
     )
     assert fix.startswith("podman run -p 18888:8888")
+    assert otherwise is None
+
+
+def test_a_jetson_without_its_runtime_gets_jetpacks_package():
+    _, (_, fix, otherwise) = explain(
+        "Jetson AGX Orin JetPack 6\n$ docker compose up\nError response from daemon: could not"
+        ' select device driver "nvidia" with capabilities: [[gpu]]'
+    )
+    assert fix.startswith("sudo apt-get install nvidia-container && sudo nvidia-ctk runtime")
     assert otherwise is None

@@ -94,3 +94,13 @@ def test_a_warning_is_not_what_ended_a_process():
 def test_what_follows_from_an_error_is_not_shown_unasked():
     explanation = explain_text(REMOTE + write_traceback(0, "ValueError: odd"))
     assert explanation.sure is None
+
+
+def test_an_abort_by_the_watchdog_is_a_consequence():
+    text = (
+        "[rank2]: terminate called after throwing an instance of 'c10::DistBackendError'\n"
+        "  what():  [Rank 2] Process group watchdog thread terminated with exception: NCCL error:"
+        " remote process exited or there was a network error\nFatal Python error: Aborted\n"
+    )
+    assert list_causes(text + write_traceback(0, "KeyError: 'labels'")) == ["program-raised"]
+    assert list_causes(text) == ["peer-process-died"]

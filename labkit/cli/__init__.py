@@ -174,6 +174,7 @@ def advise(text: str) -> str:
 
 def print_error(error: LabkitError) -> None:
     """Prints an error on standard error, with control characters (of a file name) as codes."""
+    error.cause = advise(error.cause) if error.cause else None
     error.fix = advise(error.fix) if error.fix else None
     print(escape_controls(format_error(error)), file=sys.stderr)
 

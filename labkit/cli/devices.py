@@ -128,7 +128,7 @@ def cut_screen(screen: str, columns: int | None, rows: int) -> str:
     shown = 0
     while shown < len(lines) and sum(taken[: shown + 1]) < free:
         shown += 1
-    rest = f"... {len(lines) - shown} more lines: labkit devices, or a taller terminal"
+    rest = advise(f"... {len(lines) - shown} more lines: labkit devices, or a taller terminal")
     return "\n".join([*lines[:shown], rest[:columns]])
 
 

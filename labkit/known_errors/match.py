@@ -325,7 +325,9 @@ def _list_brought(
     names = {each.name for each in following if not _overlaps(place, places[each])}
     if error.follows or place.reported or not (names & own or _ENDED.search(place.line)):
         return own
-    return own | {name for name in names if error.name not in _list_effects(name, brought)}
+    effects = {name: _list_effects(name, brought) for name in names}
+    others = [name for name in names if error.name not in effects[name]]
+    return own.union(others, *(effects[name] for name in others)) - {error.name}
 
 
 def _leave_out_general(
