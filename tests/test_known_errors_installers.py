@@ -531,3 +531,42 @@ def test_every_cause_of_a_failed_build_explains_flash_attns():
     for error in KNOWN_ERRORS:
         if "wheel-build-failed" in error.brings and error.name not in apart:
             assert "flash-attn-build" in error.brings, error.name
+
+
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (
+            "ModuleNotFoundError: No module named 'flash_attn_2_cuda'",
+            "FLASH_ATTENTION_TRITON_AMD_ENABLE=TRUE <the command>",
+        ),
+        (
+            "ModuleNotFoundError: No module named 'flash_attn'",
+            "FLASH_ATTENTION_TRITON_AMD_ENABLE=TRUE pip install flash-attn",
+        ),
+        (
+            "WARNING[XFORMERS]: xFormers can't load C++/CUDA extensions. xFormers was built for:",
+            "pip install --force-reinstall --no-deps xformers --index-url https://download.pytorch"
+            ".org/whl/rocm6.3",
+        ),
+        (
+            "RuntimeError: Method 'cquantize_blockwise_fp16' not available in CPU-only version of"
+            " bitsandbytes.",
+            "pip install --upgrade bitsandbytes && python -m bitsandbytes",
+        ),
+        (
+            "MissingCUDAException: CUDA_HOME does not exist, unable to compile CUDA op(s)",
+            "export ROCM_HOME=/opt/rocm",
+        ),
+        ("OSError: CUDA_HOME environment variable is not set.", "export ROCM_HOME=/opt/rocm"),
+        (
+            "import vllm\nImportError: libcudart.so.12: cannot open shared object file",
+            "uv venv --python 3.12 && uv pip install vllm --extra-index-url",
+        ),
+    ],
+)
+def test_a_package_that_fails_under_rocm_gets_rocms_advice(error, fix):
+    found = explain_text(f"torch 2.7.1+rocm6.3, deepspeed\n{error}").found[0]
+    assert found.write_fixes(UNKNOWN)[0].startswith(fix)
+    plain = explain_text(error).found[0].write_fixes(UNKNOWN)[0]
+    assert "rocm" not in plain.partition("   #")[0].lower() and "AMD" not in plain

@@ -149,6 +149,7 @@ TEXTS = {
     "ROCM_BUILD_CAUSE": "{built|the package} is built here for an AMD GPU, and its build looks for"
     " CUDA: ROCm's compiler (hipcc in /opt/rocm) is not there, or pip's isolated build took a torch"
     " for CUDA; the wheels of the index are for CUDA",
+    "ROCM_FLASH": ROCM_BUILDS["flash-attn"],
     "ROCM_VLLM": ROCM_BUILDS["vllm"],
     "WSL_PEERS_CAUSE": "in WSL the GPUs do not reach each other's memory (no peer access, no CUDA"
     " IPC): NCCL's or the program's own exchange between them fails",
