@@ -1084,3 +1084,19 @@ def test_a_jetson_without_its_runtime_gets_jetpacks_package():
     )
     assert fix.startswith("sudo apt-get install nvidia-container && sudo nvidia-ctk runtime")
     assert otherwise is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["Failed to initialize NVML: Unknown Error", NO_DRIVER, "unknown or invalid runtime name: nvidia"],
+)
+def test_docker_desktop_in_wsl_is_restarted_as_itself(error):
+    text = f"Docker Desktop 4.35 with WSL2\nann@box:~$ docker run --gpus all ubuntu\n{error}"
+    _, (_, fix, otherwise) = explain(text)
+    for each in filter(None, (fix, otherwise)):
+        assert not re.search(r"systemctl restart docker|/etc/docker/", each.partition("   #")[0])
+
+
+def test_a_port_that_podman_asks_for_is_podmans():
+    text = f"{PODMAN}Bind for 0.0.0.0:8888 failed: port is already allocated"
+    assert explain(text)[1][1].startswith("podman run -p 8890:8888")

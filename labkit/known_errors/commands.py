@@ -251,8 +251,10 @@ class LogHost:
     def _list_replacements(self) -> list[tuple[str, str]]:
         signs = self.signs
         found = list(_BY_FAMILY.get(self.family or "", ()))
+        # Docker Desktop's engine runs beside this WSL distribution, not in it.
+        shown = signs | {"desktop-context"} if {"desktop", "wsl"} <= signs else signs
         for sign, replacements in _BY_SIGN.items():
-            if sign in signs:
+            if sign in shown:
                 found += replacements
         return found + list(_ENGINES.get(self.engine or "", ()))
 
@@ -694,6 +696,7 @@ _BY_SIGN: Mapping[str, _Replacements] = {
         (r"/etc/docker/daemon\.json", "/var/snap/docker/current/config/daemon.json"),
     ),
     "desktop-context": (
+        (re.escape(RESTART_DOCKER), "restart Docker Desktop"),
         (r"(?:sudo )?systemctl restart docker\b", "restart Docker Desktop"),
         (r"(?:sudo )?systemctl (?:enable --now|start) docker\b", "start Docker Desktop"),
         (r"/etc/docker/daemon\.json", "Docker Desktop's settings (Docker Engine)"),
@@ -740,6 +743,7 @@ _ENGINES: Mapping[str, _Replacements] = {
         (r"\bdocker run --gpus(?: |=)all\b", "podman run --device nvidia.com/gpu=all"),
         *_NO_RESTART,
         (r"\bdocker builder prune\b", "podman image prune"),
+        (r"\bdocker(?= (?:could|can|has|keeps|stores)\b)", "podman"),
         (_DOCKER_COMMAND, r"podman \1"),
     ),
     "apptainer": (

@@ -49,6 +49,7 @@ from labkit.known_errors.signs import (
 _TOGETHER = {
     "wsl-gpus": ({"wsl", "several-gpus"}, set[str]()),
     "wsl-gpus-vllm": ({"wsl", "several-gpus", "vllm"}, set[str]()),
+    "desktop-wsl": ({"desktop", "wsl"}, set[str]()),
     "rocm-vllm": ({"rocm", "vllm"}, {"cuda-build"}),
     "containers-apart": ({"several-machines", "container"}, {"k8s"}),
     "sudo-works": ({"sudo-docker", "cuda-banner"}, set[str]()),
