@@ -1088,7 +1088,11 @@ def test_a_jetson_without_its_runtime_gets_jetpacks_package():
 
 @pytest.mark.parametrize(
     "error",
-    ["Failed to initialize NVML: Unknown Error", NO_DRIVER, "unknown or invalid runtime name: nvidia"],
+    [
+        "Failed to initialize NVML: Unknown Error",
+        NO_DRIVER,
+        "unknown or invalid runtime name: nvidia",
+    ],
 )
 def test_docker_desktop_in_wsl_is_restarted_as_itself(error):
     text = f"Docker Desktop 4.35 with WSL2\nann@box:~$ docker run --gpus all ubuntu\n{error}"
