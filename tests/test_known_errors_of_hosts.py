@@ -1104,3 +1104,39 @@ def test_docker_desktop_in_wsl_is_restarted_as_itself(error):
 def test_a_port_that_podman_asks_for_is_podmans():
     text = f"{PODMAN}Bind for 0.0.0.0:8888 failed: port is already allocated"
     assert explain(text)[1][1].startswith("podman run -p 8890:8888")
+
+
+SEES_NONE = '$ python -c "import torch; print(torch.cuda.is_available())"\nFalse'
+NO_DEVICE = "Error at driver init: Call to cuInit results in CUDA_ERROR_NO_DEVICE (100)"
+FORKED = "RuntimeError: Cannot re-initialize CUDA in forked subprocess."
+NO_VLLM = "ModuleNotFoundError: No module named 'vllm'"
+NO_CACHE = "[Errno 13] Permission denied: '/cache/huggingface/hub/models--a--b/.no_exist/c/d.json'"
+BUSY = "Device or resource busy: '/root/.triton/cache/a/cuda_utils.so'"
+OF_ALLOCATOR = (
+    'RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp"'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"sbatch job.sh\n{SEES_NONE.replace('$ ', 'srun ')}", "srun --gres=gpu:1"),
+        (f"WSL2, ROCm, gfx1100\n{SEES_NONE}", "torch/lib/libhsa-runtime64.so"),
+        (f"ROCm 6.1, gfx1100; two users, A and B: A has it\n{SEES_NONE}", "render,video"),
+        (f"in WSL2\n{NO_DEVICE}", "/usr/lib/wsl/lib"),
+        (f"Cell In[14], line 1\nGPU available: True (cuda), used: True\n{FORKED}", "%env CUDA_VIS"),
+        (f"image vllm/vllm-openai:latest\n{NO_VLLM}", "-v <the volume>"),
+        (f"{NO_CACHE}\nvolumes:\n  - ./c:/cache", 'chown -R "$(docker exec'),
+        (f"Stale file handle\n{BUSY}", "TRITON_CACHE_DIR="),
+        (f"A100 in MIG mode\n{OF_ALLOCATOR}", "<the MIG-..."),
+        ("pods could not find the NVML library on K3s", "runtimeClassName"),
+        ("CUDA error: uncorrectable ECC error encountered\nsrun: error: n1: task 0", "--exclude"),
+    ],
+    ids=[
+        *("a Slurm step", "ROCm in WSL", "two users", "numba in WSL", "Lightning", "vLLM's image"),
+        *("a volume", "Triton on NFS", "MIG", "K3s", "ECC in a cluster"),
+    ],
+)
+def test_where_the_error_is_met_chooses_its_fix(text, said):
+    _, (_, fix, _) = explain(text)
+    assert said in fix

@@ -590,6 +590,29 @@ SIGNS = (
         r"(?:suspend|sleep|standby)"
         r"|suspend(?:ed)? (?:my|the) \w{2,8}",
     ),
+    # One user of a machine has the GPU, another has not.
+    _sign(
+        "user-matters",
+        "user users root sudo getent account accounts groups",
+        r"\b(?:other|another|second|different|2|two) (?:user|account)s?\b|\buser accounts\b"
+        r"|\bgetent group\b|\bonly (?:as|with|under) (?:root|sudo)\b"
+        r"|\b(?:as|with|under) (?:root|sudo)[, ]{1,2}(?:it )?(?:works|is true|returns true)",
+        "user|account|getent|root|sudo",
+    ),
+    _sign("triton-cache", "triton inductor torchinductor", r"\.triton/|/triton[_-]|torchinductor_"),
+    _sign("vllm-image", "openai", r"\bvllm/vllm-openai\b", "vllm-openai"),
+    _sign(
+        "lightning-run",
+        "gpu tpu lightning",
+        r"^gpu available: true|\btpu available: false|\blightning[./\\]pytorch\b",
+        "gpu available|tpu available|lightning",
+    ),
+    _sign(
+        "with-volumes",
+        "volumes volume compose mount",
+        r"^ *volumes:\s|\b(?:bind|volume)[ -]?mount|\b(?:docker-)?compose\.\S{0,20}\bya?ml\b",
+        "volume|bind|compose",
+    ),
     # What a person or nvcc says of the machine's CUDA toolkit.
     _sign(
         "says-cuda-11",
