@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import time
 from os import write
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,3 +230,201 @@ def test_a_connection_to_another_machine_is_named():
         port = server.getsockname()[1]
         notes = run(lambda: socket.create_connection(("127.0.0.1", port)).close()).notes
     assert notes == (f"the step connects to 127.0.0.1:{port}: what it sends there is real",)
+
+
+LINES = b"one\ntwo\nthree\n"
+
+
+def open_lines(stack, mode="r", buffering=-1):
+    reading, writing = os.pipe()
+    os.write(writing, LINES)
+    os.close(writing)
+    return stack.enter_context(os.fdopen(reading, mode, buffering))
+
+
+def print_lines(stack, **named):
+    command = [sys.executable, "-c", f"print({LINES.decode()!r}, end='')"]
+    child = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, **named))
+    child.wait()
+    return child
+
+
+def make_socket_file(stack):
+    one, other = socket.socketpair()
+    one.sendall(LINES)
+    one.close()
+    with other:
+        return stack.enter_context(other.makefile("rb"))
+
+
+class Holder:
+    """An object of the program's."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+# What has a line to read, and how the step reaches the file that it is read from.
+SOURCES = {
+    "in a dictionary": lambda stack: {"file": open_lines(stack)},
+    "in a list of objects": lambda stack: Holder(Holder([open_lines(stack, "rb")])),
+    "of a process": print_lines,
+    "of a process, as text": lambda stack: [print_lines(stack, text=True)],
+    "of a socket": lambda stack: (Holder(make_socket_file(stack)),),
+    "through an object of Python's": lambda stack: Holder(
+        codecs.getreader("utf-8")(open_lines(stack, "rb"))
+    ),
+    "through its method": lambda stack: [open_lines(stack).readline],
+    "unbuffered": lambda stack: [open_lines(stack, "rb", 0)],
+}
+FINDS = {
+    "in a dictionary": lambda one: one["file"].readline(),
+    "in a list of objects": lambda one: one.value.value[0].readline(),
+    "of a process": lambda one: one.stdout.readline(),
+    "of a process, as text": lambda one: next(one[0].stdout),
+    "of a socket": lambda one: one[0].value.readline(),
+    "through an object of Python's": lambda one: one.value.readline(),
+    "through its method": lambda one: one[0](),
+    "unbuffered": lambda one: one[0].readline(),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_step_takes_no_line_through_whatever_holds_the_file(name):
+    with contextlib.ExitStack() as stack:
+        held, take, given = SOURCES[name](stack), FINDS[name], []
+        for _ in range(3):  # without lines in memory, and with them
+            with pytest.raises(UsageError, match=r"takes from a .* that was made before"):
+                run(lambda: take(held))
+            given.append(take(held))
+    whole = b"".join(one if isinstance(one, bytes) else one.encode() for one in given)
+    assert whole == LINES
+
+
+def send_by_a_copy(one):
+    copy = os.dup(one.writing)
+    assert os.write(copy, b"abc") == 3
+    os.close(copy)
+
+
+def send_by_a_file(one):
+    with os.fdopen(os.dup(one.writing), "w") as file:
+        print("abc", end="", file=file)
+
+
+def send_by_a_raw_file(one):
+    with io.FileIO(os.dup(one.writing), "w") as file:
+        assert isinstance(file, io.FileIO)
+        assert file.write(b"abc") == 3
+
+
+def send_by_its_name(one):
+    Path(f"/dev/fd/{one.writing}").write_bytes(b"abc")
+
+
+def send_by_its_name_in_the_process(one):
+    with open(f"/proc/self/fd/{one.writing}", "wb", buffering=0) as file:  # noqa: PTH123
+        file.write(b"abc")
+
+
+def send_by_another_number(one):
+    os.dup2(one.writing, 500)
+    os.write(500, b"abc")
+    os.close(500)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(
+    "act",
+    [
+        send_by_a_copy,
+        send_by_a_file,
+        send_by_a_raw_file,
+        send_by_its_name,
+        send_by_its_name_in_the_process,
+        send_by_another_number,
+    ],
+)
+def test_what_a_step_sends_by_another_descriptor_of_a_pipe_is_dropped(act):
+    one = Pipe()
+    try:
+        (note,) = run(act, one).notes
+        assert "a pipe that was open before is dropped" in note
+        assert one.read_all() == b""
+        act(one)
+        assert one.read_all() == b"abc"
+    finally:
+        one.close()
+
+
+def test_a_pipe_with_a_name_gets_nothing(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+
+    def write_both():
+        path.write_text("abc")
+        number = os.open(path, os.O_WRONLY)
+        os.write(number, b"abc")
+        os.close(number)
+
+    try:
+        assert len(run(write_both).notes) == 1
+        assert os.read(reading, 10) == b""
+        write_both()
+        assert os.read(reading, 10) == b"abcabc"
+    finally:
+        os.close(reading)
+
+
+def test_a_step_asks_nobody(monkeypatch):
+    with contextlib.ExitStack() as stack:
+        typed = open_lines(stack)
+        monkeypatch.setattr(sys, "stdin", typed)
+        for ask in (input, typed.readline, lambda: sys.stdin.buffer.read(1)):
+            with pytest.raises(UsageError, match=r"takes from"):
+                run(ask)
+        assert typed.read() == LINES.decode()
+
+
+def test_what_was_open_stays_open(tmp_path):
+    path = tmp_path / "words"
+    path.write_text("one\ntwo\n")
+    number, (own, other) = os.open(path, os.O_RDONLY), socket.socketpair()
+    file = path.open()
+    kept = [file, own]
+
+    def shut():
+        kept[0].close()
+        kept[1].close()
+        os.read(number, 4)
+        os.close(number)
+
+    try:
+        assert "what the step closes that was open before stays open" in run(shut).notes
+        assert file.readline() == "one\n"
+        assert os.read(number, 4) == b"one\n"
+        own.sendall(b"abc")
+        assert other.recv(3) == b"abc"
+    finally:
+        os.close(number)
+        for one in (file, own, other):
+            one.close()
+
+
+def test_a_descriptor_that_the_step_replaces_is_as_before(tmp_path):
+    (tmp_path / "words").write_text("one\ntwo\n")
+    number = os.open(tmp_path / "words", os.O_RDONLY)
+
+    def replace():
+        other = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(other, number)
+        os.close(other)
+
+    try:
+        before = len([*Path("/dev/fd").iterdir()])
+        assert run(replace).notes == ()
+        assert os.read(number, 4) == b"one\n"
+        assert len([*Path("/dev/fd").iterdir()]) == before
+    finally:
+        os.close(number)

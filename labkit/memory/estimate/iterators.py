@@ -51,9 +51,10 @@ MOST_PARTS = 1_000
 # Python's modules whose iterators say how they are made; csv's do not.
 MODULES = {"builtins", "itertools", "_csv"}
 # The methods that take something from a stream.
-READING = frozenset(
-    ("read", "read1", "readline", "readlines", "readinto", "recv", "recv_into", "recvfrom")
-)
+READING = frozenset((
+    "read", "read1", "readline", "readlines", "readinto", "readinto1", "readall", "peek", "recv",
+    "recv_into", "recvfrom",
+))  # fmt: skip
 
 
 class LiveIteratorError(BaseException):
@@ -75,8 +76,16 @@ class HeldIterator:
 
     def __getattr__(self, name: str) -> Any:
         if name in READING:
-            self.__next__()
+            return self._refuse
         return getattr(self._held, name)
+
+    def _refuse(self, *given: Any, **named: Any) -> NoReturn:
+        self.__next__()
+
+    def __enter__(self) -> HeldIterator:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
 
     def __iter__(self) -> HeldIterator:
         return self.__next__()
@@ -127,8 +136,9 @@ def find_copy(value: Any) -> Any:
     For a method of one, ``iterator.__next__``, it is that of the copy.
     """
     kind: Any = type(value)
-    if kind in METHODS and is_iterator(_find_kind(value.__self__)):
-        return getattr(find_copy(value.__self__), value.__name__)
+    if kind in METHODS:
+        made = find_copy(value.__self__)
+        return None if made is None else getattr(made, value.__name__)
     if is_iterator(kind):
         try:
             return _PartsCopy().convert(value)

@@ -61,6 +61,7 @@ from labkit.memory.estimate.opened import (
     is_alone,
     is_database,
 )
+from labkit.memory.estimate.pipes import HeldPipes
 from labkit.memory.track.frames import OWN, USER, judge_file
 from labkit.text import join_names
 
@@ -83,6 +84,16 @@ SKIPPED = frozenset((
     "__dict__", "__weakref__", "__builtins__", "__abstractmethods__", "_abc_impl", "__slotnames__",
     "__annotations__", "__warningregistry__",
 ))  # fmt: skip
+# Modules of Python whose objects hold no file, or are too many; and those for threads and loops,
+# whose files are their own.
+WITHOUT_STREAMS = frozenset((
+    "builtins", "pathlib", "datetime", "decimal", "fractions", "enum", "re", "uuid", "threading",
+    "_thread", "concurrent", "asyncio", "multiprocessing", "queue", "_queue", "weakref", "abc",
+    "typing", "functools", "_contextvars", "logging", "selectors",
+))  # fmt: skip
+# A type whose objects the garbage collector looks at, as C's flag; and the most that are searched.
+COLLECTED, MOST_SEARCHED = 1 << 14, 5_000
+CONTAINERS: frozenset[Any] = frozenset((list, tuple, dict, deque))
 ATOMS = (int, float, str, bytes, bool, complex, type(None), BuiltinMethodType, range, slice)
 
 # The most objects through which the holder of a fake tensor is searched, and how far.
@@ -128,13 +139,15 @@ class KeptObjects:
     def __init__(
         self,
         *roots: object,
-        is_step: Callable[[], bool] = lambda: True,
-        refuse: Callable[[str, str], object] = lambda name, path: None,
+        is_step: Callable[[], bool],
+        refuse: Callable[[str, str], object],
+        pipes: HeldPipes,
     ) -> None:
         # What puts an object back, with the object and its content; which keeps their ids theirs.
         self._kept: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self.seen: set[int] = set()
         self.files, self.buffers, self._refuse = OpenFiles(is_step), KeptBuffers(), refuse
+        self._pipes, self._searched = pipes, 0
         # Caches of functions, with how often each had to compute.
         self._caches: list[tuple[Any, int]] = []
         # Dictionaries and sets, whose keys may be arguments of the step.
@@ -149,7 +162,7 @@ class KeptObjects:
         self._elements: list[tuple[Any, Any]] = []
         # Generators, and where they were.
         self._places: list[tuple[Any, tuple[int, ...]]] = []
-        self._left: deque[Any] = deque(roots)
+        self._left: deque[Any] = deque((*roots, sys.stdin))
         for name in _list_unknown_modules():
             module = sys.modules.get(name)
             if not is_own_module(name):
@@ -200,11 +213,46 @@ class KeptObjects:
         return False
 
     def follow_method(self, one: Any) -> None:
-        """Looks at the iterator of a method such as ``iterator.__next__``."""
-        kind: Any = type(one.__self__)
-        if is_iterator(kind):
+        """Looks at the iterator, or the file, of a method such as ``iterator.__next__``."""
+        owner: Any = one.__self__
+        kind: Any = type(owner)
+        if is_iterator(kind) or isinstance(owner, io.IOBase):
+            self._left.append(owner)
+            if not isinstance(owner, io.IOBase) or self._pipes.is_talk(owner):
+                self._iterators[find_number(one)] = one
+
+    def hold_talk(self, one: Any) -> bool:
+        """Has a file refuse to be read from, if it is a pipe, a socket or a terminal.
+
+        Who holds it gets what refuses in its place: C reads the lines that a file has in memory
+        by no method.
+        """
+        if not self._pipes.is_talk(one):
+            return False
+        self.keep(restore_dictionary, vars(one), dict(vars(one)))
+        for name, made in [*self._pipes.hold(one)]:
+            setattr(one, name, made)
+        self.follow(getattr(one, name, None) for name in ("buffer", "raw"))
+        if one is not sys.stdin:
             self._iterators[find_number(one)] = one
-            self._left.append(one.__self__)
+        return True
+
+    def search_streams(self, one: Any) -> None:
+        """Looks for open files in an object of Python's own modules, of which nothing is kept."""
+        left, seen = [one], set()
+        while left and self._searched < MOST_SEARCHED:
+            one = left.pop()
+            self._searched += 1
+            names = getattr(one, "__dict__", None)
+            for each in (*gc.get_referents(one), *(names.values() if type(names) is dict else ())):
+                kind: Any = type(each)
+                if isinstance(each, io.IOBase):
+                    self._left.append(each)
+                elif isinstance(each, BuiltinMethodType) and isinstance(each.__self__, io.IOBase):
+                    self._left.append(each.__self__)
+                elif find_number(each) not in seen and _may_hold_stream(kind):
+                    seen.add(find_number(each))
+                    left += [each] if kind not in CONTAINERS or len(each) <= MOST_ITEMS else []
 
     def _watch(self, one: Any) -> None:
         place = read_place(one)
@@ -369,7 +417,19 @@ def find_keeper(kind: Any) -> Keeper | None:
     may_hold = may_hold or is_own_module(module)
     if may_hold or (file is not None and judge_file(file) != OWN):
         return keep_array if kind.__name__ in {"ndarray", "memmap"} else _keep_attributes
-    return None
+    return _search_streams if _may_hold_stream(kind) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_hold_stream(kind: Any) -> bool:
+    """True for a type of Python's own modules, or a container, whose objects may hold a file."""
+    if kind in CONTAINERS:
+        return True
+    if not isinstance(kind.__module__, str) or issubclass(kind, (type, *ATOMS)):
+        return False
+    module = kind.__module__.partition(".")[0]
+    standard = module in sys.stdlib_module_names and module not in WITHOUT_STREAMS
+    return standard and bool(kind.__flags__ & COLLECTED)
 
 
 def _keep_list(kept: KeptObjects, one: Any) -> None:
@@ -462,13 +522,13 @@ def _keep_view(kept: KeptObjects, one: memoryview) -> None:
 
 def _keep_file(kept: KeptObjects, one: Any) -> None:
     """Drops what the step writes into a file that is open: its numbers are not real."""
-    streams = (sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    streams = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     if any(one in (each, getattr(each, "buffer", None)) for each in streams):
         return
-    if isinstance(one, io.IOBase) and (one.closed or one.isatty()):
+    if isinstance(one, io.IOBase) and (one.closed or not one.writable()):
+        _keep_reader(kept, one)
         return
-    if isinstance(one, io.IOBase) and not one.writable():
-        kept.files.take_reader(one)
+    if isinstance(one, io.IOBase) and one.isatty():
         return
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))
     for name, made in kept.files.take(one):
@@ -477,8 +537,20 @@ def _keep_file(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_reader(kept: KeptObjects, one: Any) -> None:
-    if not (one.closed or one.isatty()):
-        kept.files.take_reader(one)
+    if not (one.closed or kept.hold_talk(one) or one.isatty()):
+        kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+        for name, made in kept.files.take_reader(one):
+            setattr(one, name, made)
+
+
+def _keep_stream(kept: KeptObjects, one: Any) -> None:
+    """Keeps a file of another class: one of Python's own, or of the program."""
+    standard = type(one).__module__.partition(".")[0] in sys.stdlib_module_names
+    if standard and not is_own_module(type(one).__module__):
+        if not one.closed and one.readable() and not one.writable():
+            _keep_reader(kept, one)
+    else:
+        _keep_attributes(kept, one)
 
 
 def _keep_pickler(kept: KeptObjects, one: pickle.Pickler) -> None:
@@ -493,7 +565,13 @@ def _keep_file_of_method(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_process(kept: KeptObjects, one: Any) -> None:
-    kept.follow((one.stdin,))
+    streams = {name: vars(one).get(name) for name in ("stdin", "stdout", "stderr")}
+    kept.keep(restore_slots, one, streams)
+    kept.follow(streams.values())
+
+
+def _search_streams(kept: KeptObjects, one: Any) -> None:
+    kept.search_streams(one)
 
 
 def _keep_database(kept: KeptObjects, one: Any) -> None:
@@ -646,6 +724,7 @@ KEEPERS: dict[type, Keeper | None] = {
     staticmethod: _keep_wrapped,
     classmethod: _keep_wrapped,
     property: _keep_property,
+    io.IOBase: _keep_stream,
     ModuleType: None,
 }
 # The same for classes of modules that need not be imported: module, names, keeper.
@@ -662,21 +741,24 @@ def keep_objects(
     note: Callable[[str], object],
     is_step: Callable[[], bool],
     refuse: Callable[[str, str], object],
+    pipes: HeldPipes,
 ) -> Iterator[KeptObjects]:
     """Puts back, on exit, what the block changes in objects of the user's program.
 
     ``roots`` are the step and what of its arguments is not copied: functions, classes, open files.
     ``note`` takes a sentence about what could not be put back, ``is_step`` says whether the running
-    thread works for the step, ``refuse`` keeps what it is stopped at, by a name and a path.
+    thread works for the step, ``refuse`` keeps what it is stopped at, by a name and a path, and
+    ``pipes`` has the pipes from before.
     """
     set_now = contextvars.copy_context().values()
-    kept = KeptObjects(*roots, *set_now, is_step=is_step, refuse=refuse)
+    kept = KeptObjects(*roots, *set_now, is_step=is_step, refuse=refuse, pipes=pipes)
     kept.files.begin()
     try:
         with kept.files.open():
             yield kept
     finally:
         failed = kept.restore()
+        pipes.restore_places()
         kept.files.end()
         files = kept.files
         for names, words in (

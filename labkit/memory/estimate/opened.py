@@ -47,7 +47,8 @@ CSV_WRITER: Any = type(csv.writer(io.StringIO()))
 # Objects of Python's that write through a file which they hold.
 HOLDERS: tuple[Any, ...] = (
     zipfile.ZipFile, tarfile.TarFile, codecs.StreamReaderWriter, codecs.StreamWriter,
-    csv.DictWriter, tempfile._TemporaryFileWrapper, tempfile.SpooledTemporaryFile,
+    codecs.StreamReader, csv.DictWriter, csv.DictReader,
+    tempfile._TemporaryFileWrapper, tempfile.SpooledTemporaryFile,
 )  # fmt: skip
 # A larger file is put back only where it has grown at its end.
 COPIED_BYTES, ALL_COPIED_BYTES = 2**22, 2**26
@@ -69,6 +70,7 @@ MOVED = (
     "the step reads from {}, which were open before and cannot be put back to their places",
 )
 LIST, READ_LINK, OPEN, CLOSE, STATUS = os.listdir, os.readlink, os.open, os.close, os.stat
+SEEK = os.lseek
 
 
 # Of SQLite: the first words of what changes a database, and pragmas that take a name and only read.
@@ -197,14 +199,15 @@ class OpenFiles:
             if hasattr(file, name):
                 yield name, functools.partial(self._drop, file, name, getattr(file, name))
 
-    def take_reader(self, file: Any) -> None:
-        """Puts a file that is read from back to its place later."""
+    def take_reader(self, file: Any) -> Iterator[tuple[str, Any]]:
+        """Puts a file that is read from back to its place later; returns what replaces a method."""
+        yield "close", functools.partial(self._drop, file, "close", file.close)
         with contextlib.suppress(OSError, ValueError, AttributeError):
             number = file.fileno()
             try:
                 place = file.tell() if file.seekable() else None
             except OSError:  # in the middle of its lines
-                self._readers[number] = os.lseek(number, 0, os.SEEK_CUR), str(file.name)
+                self._readers[number] = SEEK(number, 0, os.SEEK_CUR), str(file.name)
             else:
                 self._files.append((file, place))
 
@@ -262,7 +265,7 @@ class OpenFiles:
             copied = status.st_size <= min(COPIED_BYTES, left)
             content = _read_content(number, status.st_size) if copied else None
             left -= 0 if content is None else len(content)
-            place = os.lseek(number, 0, os.SEEK_CUR)
+            place = SEEK(number, 0, os.SEEK_CUR)
             appends = bool(flags & os.O_APPEND)
             self._places[number] = OpenPlace(number, status, place, appends, content)
 
@@ -318,7 +321,7 @@ class OpenFiles:
                     file.seek(where)
         for number, (where, name) in self._readers.items():
             with contextlib.suppress(OSError):
-                if os.lseek(number, 0, os.SEEK_CUR) != where:
+                if SEEK(number, 0, os.SEEK_CUR) != where:
                     self.moved[name] = None
 
     def _list_names(self) -> dict[int, str]:
@@ -338,8 +341,8 @@ class OpenFiles:
                 (self.written if same else self.changed)[name] = None
             if not same:
                 return False
-        if alone and os.lseek(place.number, 0, os.SEEK_CUR) != place.place:
-            os.lseek(place.number, place.place, os.SEEK_SET)
+        if alone and SEEK(place.number, 0, os.SEEK_CUR) != place.place:
+            SEEK(place.number, place.place, os.SEEK_SET)
         return True
 
 

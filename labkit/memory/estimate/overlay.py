@@ -60,6 +60,8 @@ class FileOverlay:
 
     def __init__(self) -> None:
         self._folder, self._active = "", False
+        # What looks at each file, or descriptor, that is opened beside the layer, and its path.
+        self.see_opened: Callable[[Any, Any], object] = lambda file, path: None
         self.threads = StepThreads()
         self.guard = ChangeGuard(self.threads)
         self._lock = threading.RLock()
@@ -355,7 +357,9 @@ class FileOverlay:
             odd = writes and _is_odd(file)
             place = file if odd else self.find(file, writes=writes, follows="x" not in mode)
             if place is file:
-                return really(file, mode, *others, **named)
+                opened = really(file, mode, *others, **named)
+                self.see_opened(opened, file)
+                return opened
             if writes and "x" not in mode:
                 self._copy_up(place, keeps="w" not in mode)
             with _named(place, file):
@@ -368,7 +372,9 @@ class FileOverlay:
         def answer(path: Any, flags: int, mode: int = 0o777, *, dir_fd: Any = None) -> int:
             writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
             if dir_fd is not None or (writes and _is_odd(path)):
-                return really(path, flags, mode, dir_fd=dir_fd)
+                number = really(path, flags, mode, dir_fd=dir_fd)
+                self.see_opened(number, path)
+                return number
             follows = not flags & (os.O_EXCL | os.O_NOFOLLOW)
             place = self.find(path, writes=writes, follows=follows)
             if place is not path and writes and not flags & os.O_EXCL:

@@ -483,6 +483,7 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
             simulation.note,
             files.is_step,
             files.refuse,
+            files.pipes,
         )
         with simulation.open(), keeping as kept:
             simulation.tracer.lasting = kept.seen

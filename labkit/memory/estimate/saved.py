@@ -109,7 +109,8 @@ class Checkpoints:
         # The storages of a checkpoint; pickle alone has one for each tensor.
         self._storages: dict[int | None, SavedStorage] = {}
         self._overlay = FileOverlay()
-        self._pipes = HeldPipes(self._overlay.threads)
+        self.pipes = HeldPipes(self._overlay.threads)
+        self._overlay.see_opened = self.pipes.hold_new
         # Of each thread: whether it pickles, and whether it has met a fake tensor meanwhile.
         self._state = threading.local()
         self._lock = threading.RLock()
@@ -140,7 +141,7 @@ class Checkpoints:
         stack.enter_context(drop_logs(self._overlay.threads.includes_this))
         threads = self._overlay.threads
         stack.enter_context(hold_queues(threads.includes_this, lambda: threads.is_own, note))
-        stack.enter_context(self._pipes.open(note))
+        stack.enter_context(self.pipes.open(note))
         stack.enter_context(hold_hdf5(threads.includes_this, note, self.refuse))
         for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))
@@ -149,7 +150,7 @@ class Checkpoints:
     def list_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
         found = self._overlay.functions | self._list_savers()
-        for owner, names in self._pipes.functions.items():
+        for owner, names in self.pipes.functions.items():
             found[owner] = found.get(owner, {}) | names
         return found
 
