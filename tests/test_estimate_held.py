@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from labkit.memory.estimate.objects import MOST_ELEMENTS
+from labkit.memory.estimate import objects
 from labkit.memory.estimate.play import estimate_memory
 
 Batches = namedtuple("Batches", ("first", "others"))
@@ -74,20 +74,29 @@ def test_a_document_is_as_before(name):
 
 def test_a_large_document_leaves_other_objects_their_place():
     root, holder = ElementTree.Element("a"), SimpleNamespace(part=SimpleNamespace(items=[]))
-    for _ in range(MOST_ELEMENTS * 5):
+    for _ in range(25_000):
         ElementTree.SubElement(root, "b")
     run(lambda: (root.get("x"), holder.part.items.append(1)))
     assert holder.part.items == []
 
 
-def test_a_change_of_a_large_document_is_named():
+def test_a_large_document_is_whole():
     root = ElementTree.Element("a")
-    for _ in range(MOST_ELEMENTS + 10):
+    for _ in range(25_000):
+        ElementTree.SubElement(root, "b")
+    assert run(lambda: root[-1].set("x", "1")).notes == ()
+    assert root[-1].get("x") is None
+
+
+def test_a_change_of_a_larger_document_is_named(monkeypatch):
+    monkeypatch.setattr(objects, "MOST_ELEMENTS", 1_000)
+    root = ElementTree.Element("a")
+    for _ in range(1_010):
         ElementTree.SubElement(root, "b")
     assert run(lambda: root[-1].get("x")).notes == ()
     assert run(lambda: root[0].set("x", "1")).notes == ()
     (note,) = run(lambda: root[-1].set("x", "1")).notes
-    assert "more than 5,000 parts" in note
+    assert "more than 1,000 parts" in note
     assert (root[0].get("x"), root[-1].get("x")) == (None, "1")
 
 

@@ -38,7 +38,8 @@ import torch
 
 from labkit.memory.estimate.clock import CUT, DATES, Clock, list_dates, list_functions
 from labkit.memory.estimate.cuda import Replacement, find_number, mend_imported
-from labkit.memory.estimate.iterators import end_copies, find_copy, keep_place
+from labkit.memory.estimate.held import RENEWED, is_stream, keep_place, moves
+from labkit.memory.estimate.iterators import end_copies, find_copy
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
 from labkit.memory.track.frames import PACKAGE, USER, is_user_file, judge_file
@@ -225,14 +226,13 @@ class Draws:
 
     def _copy(self, value: Any) -> Any:
         """The copy of a live iterator; None for anything else. A file gets its place back."""
-        kind = type(value)
-        if isinstance(value, METHODS) and type(value.__self__).__module__ in PIPES:
+        if isinstance(value, METHODS) and type(value.__self__).__module__ in RENEWED:
             return getattr(value.__self__, value.__name__)  # whose class has been changed
         if isinstance(value, CALLED):
             made = self._copy(value.__self__)
             return None if made is None else getattr(made, value.__name__)
-        gives = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
-        if not gives and kind.__name__ != "socket":
+        kind: Any = type(value)
+        if not (moves(kind) or is_stream(value) or hasattr(kind, "__next__")):
             return None  # most names
         known = self._copies.get(id(value))
         if known is None:
@@ -550,10 +550,6 @@ def _find_shape(draw: Any, arguments: Any, named: Any) -> tuple[int, ...] | None
 
 METHODS = MethodType, BuiltinMethodType
 # Methods of what C has made: an iterator's ``__next__``, a generator's ``send``.
-PIPES = (
-    *("socket", "ssl", "subprocess", "multiprocessing.connection"),
-    *("multiprocessing.context", "multiprocessing.process"),
-)
 CALLED = BuiltinMethodType, MethodWrapperType
 # What is neither a generator, nor a method of one, nor an iterator: most of what code names.
 USUAL = frozenset((FunctionType, ModuleType, type, str, int, float, bool, type(None), list, tuple,

@@ -176,6 +176,8 @@ class Simulation:
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes, self.steps = 0, 2
+        # What is called before each simulated step.
+        self.begin_step: Callable[[], object] = lambda: None
         # What torch makes for a module's own backward hooks, at each call.
         self._hooks: list[weakref.ref[Any]] = []
         # Open files and the like that the arguments hold, of which the step gets no copies.

@@ -49,7 +49,7 @@ LABKIT_FOLDER, TORCH_FOLDER = f"{Path(__file__).parents[2]}/", f"{Path(torch.__f
 # The layer's own functions, which stand for the real ones.
 LAYER = tuple(
     str(Path(__file__).with_name(name))
-    for name in ("guard.py", "overlay.py", "pipes.py", "saved.py")
+    for name in ("guard.py", "locks.py", "overlay.py", "pipes.py", "queues.py", "saved.py")
 )
 # What Python writes for itself: bytecode, and what its processes share.
 MACHINERY = re.compile(
@@ -187,13 +187,14 @@ class StepThreads:
         def answer(pool: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
             if not self.includes_this():
                 return submit(pool, function, *arguments, **named)
-            made = submit(pool, self._run, function, *arguments, **named)
+            made = submit(pool, self.run, function, *arguments, **named)
             self._given.add(made)
             return made
 
         return answer
 
-    def _run(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
+    def run(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
+        """The function's result, with which the running thread works for the step."""
         number = threading.get_ident()
         self._lent[number] += 1
         try:
@@ -228,7 +229,7 @@ class StepThreads:
 def _is_idle(thread: threading.Thread) -> bool:
     """True where a thread waits at a queue, or an event loop for events."""
     frame: Any = list_thread_frames().get(thread.ident or 0)
-    while frame is not None and frame.f_code.co_filename == threading.__file__:
+    while frame is not None and frame.f_code.co_filename in {threading.__file__, *LAYER}:
         frame = frame.f_back
     return frame is not None and bool(WAITING.search(frame.f_code.co_filename))
 

@@ -13,7 +13,6 @@ import copy
 import functools
 import gc
 import inspect
-import io
 import itertools
 import operator
 import sys
@@ -21,92 +20,62 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from types import AsyncGeneratorType, FunctionType, GeneratorType, SimpleNamespace
-from typing import Any, NoReturn
+from types import (
+    AsyncGeneratorType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    SimpleNamespace,
+)
+from typing import Any
 
 from torch.utils.data import dataloader
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.cuda import replace_in_thread
+from labkit.memory.estimate.held import (
+    FIX,
+    FIX_MADE,
+    METHODS,
+    MODULES,
+    UNCOPIED,
+    HeldIterator,
+    LiveIteratorError,
+    find_prefix,
+    hold,
+    is_iterator,
+    is_stream,
+    moves,
+    name_kind,
+)
 from labkit.memory.track.frames import OWN, judge_file
 
-FIX = (
-    "pass the loader instead of its iterator, and take the batch in the step:"
-    " for batch in loader, or next(iter(loader))"
-)
-FIX_STREAM = "let the step open it, or read it before and pass what it has"
 LOADED_AGAIN = (
     "an iterator of a DataLoader that was made before stays where it is: simulated with a new one,"
     " from the first batch"
 )
 Convert = Callable[[Any], Any]
 LOADING = (dataloader._SingleProcessDataLoaderIter, dataloader._MultiProcessingDataLoaderIter)
-# A generator, or an asynchronous one: how the names of its code and its frame begin.
-GENERATORS = {GeneratorType: "gi", AsyncGeneratorType: "ag"}
-METHODS = {types.BuiltinMethodType, types.MethodWrapperType}
+GENERATORS = (GeneratorType, AsyncGeneratorType, CoroutineType)
 # What a generator has beside its variables.
 PASSED = (types.CodeType, types.FrameType, types.ModuleType)
 # The items of a longer list are not searched for iterators.
 MOST_PARTS = 1_000
-# Python's modules whose iterators say how they are made; csv's do not.
-MODULES = {"builtins", "itertools", "_csv"}
-# The methods that take something from a stream.
-READING = frozenset((
-    "read", "read1", "readline", "readlines", "readinto", "readinto1", "readall", "peek", "recv",
-    "recv_into", "recvfrom",
-))  # fmt: skip
-
-
-class LiveIteratorError(BaseException):
-    """The step takes from an iterator, or a file, that was made before it and cannot be copied.
-
-    ``args`` are its kind and what to do. The step's own ``except Exception`` does not catch it.
-    """
 
 
 class CopyError(Exception):
     """An argument of the step cannot be copied."""
 
 
-class HeldIterator:
-    """Has the place of an iterator that cannot be copied, and refuses to give anything."""
-
-    def __init__(self, iterator: Any) -> None:
-        self._held = iterator
-
-    def __getattr__(self, name: str) -> Any:
-        if name in READING:
-            return self._refuse
-        return getattr(self._held, name)
-
-    def _refuse(self, *given: Any, **named: Any) -> NoReturn:
-        self.__next__()
-
-    def __enter__(self) -> HeldIterator:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def __iter__(self) -> HeldIterator:
-        return self.__next__()
-
-    def __aiter__(self) -> HeldIterator:
-        return self.__next__()
-
-    def __anext__(self) -> NoReturn:
-        self.__next__()
-
-    def __next__(self) -> NoReturn:
-        fix = FIX_STREAM if _is_stream(self._held) else FIX
-        raise LiveIteratorError(_name_kind(self._held), fix)
+USED_UP = "the simulation would use up what the real step is to get"
 
 
-def refuse_live(name: str, kind: str, fix: str) -> UsageError:
-    """The error for a step that takes from what was made before."""
+def refuse_live(
+    name: str, kind: str, fix: str, verb: str = "takes from", cause: str = USED_UP
+) -> UsageError:
+    """The error for a step that takes from what was made before, or waits for it."""
     return UsageError(
-        f"{name} takes from {kind} that was made before the estimate",
-        cause="the simulation would use up what the real step is to get",
-        fix=fix,
+        f"{name} {verb} {kind} that was made before the estimate", cause=cause, fix=fix
     )
 
 
@@ -120,18 +89,12 @@ def refuse_copy(name: str, words: str) -> UsageError:
     )
 
 
-@functools.lru_cache(maxsize=4096)
-def is_iterator(kind: Any) -> bool:
-    """True for the type of a generator, or of an iterator of Python's own."""
-    return kind in GENERATORS or (kind.__module__ in MODULES and hasattr(kind, "__next__"))
-
-
 def _find_kind(value: Any) -> Any:
     return type(value)
 
 
 def find_copy(value: Any) -> Any:
-    """What a step gets for a live iterator that its code can name; None for anything else.
+    """What a step gets for an object that moves on and that its code can name; None for another.
 
     For a method of one, ``iterator.__next__``, it is that of the copy.
     """
@@ -144,7 +107,7 @@ def find_copy(value: Any) -> Any:
             return _PartsCopy().convert(value)
         except LiveIteratorError:
             return HeldIterator(value)
-    return HeldIterator(value) if _is_stream(value) else None
+    return hold(value)
 
 
 class _PartsCopy:
@@ -169,11 +132,22 @@ class _PartsCopy:
         if kind.__module__ == "itertools" and kind.__name__ == "_tee_dataobject":
             source, given, later = value.__reduce__()[1]
             return kind(self.convert(source), [*given], later and self.convert(later))
-        return HeldIterator(value) if _is_stream(value) else value
+        if kind in METHODS and _may_read(value):
+            return getattr(self.convert(value.__self__), value.__name__)
+        if kind is functools.partial:
+            named = {name: self.convert(one) for name, one in value.keywords.items()}
+            return kind(self.convert(value.func), *map(self.convert, value.args), **named)
+        made = hold(value)
+        if type(made) is HeldIterator and kind.__module__ in UNCOPIED:
+            raise LiveIteratorError(name_kind(value), FIX_MADE)  # C would use the real one
+        return value if made is None else made
 
 
 def _may_read(value: Any) -> bool:
-    return is_iterator(_find_kind(value)) or type(value) in {tuple, list} or _is_stream(value)
+    kind: Any = type(value)
+    if kind in METHODS:
+        return _may_read(value.__self__)
+    return kind in {tuple, list, functools.partial} or moves(kind) or is_stream(value)
 
 
 def list_parts(iterator: Any) -> list[Any]:
@@ -192,11 +166,11 @@ def list_parts(iterator: Any) -> list[Any]:
 
 
 def _read_code(generator: Any) -> Any:
-    return getattr(generator, f"{GENERATORS[type(generator)]}_code")
+    return getattr(generator, f"{find_prefix(type(generator))}_code")
 
 
 def _read_frame(generator: Any) -> Any:
-    return getattr(generator, f"{GENERATORS[type(generator)]}_frame")
+    return getattr(generator, f"{find_prefix(type(generator))}_frame")
 
 
 def read_place(value: Any) -> tuple[int, ...] | None:
@@ -211,22 +185,15 @@ def read_place(value: Any) -> tuple[int, ...] | None:
     return (frame.f_lasti, *held)
 
 
-def _is_stream(value: Any) -> bool:
-    """True for what is read from, and cannot be put back to where it was."""
-    if not isinstance(value, io.IOBase):
-        return type(value).__name__ == "socket"
-    with contextlib.suppress(OSError, ValueError):
-        return value.readable() and not value.writable() and keep_place(value) is None
-    return False
-
-
 def copy_iterator(iterator: Any, convert: Convert) -> Any:
     """A copy; ``convert`` copies what the iterator is made of. Raises LiveIteratorError."""
     if type(iterator) in GENERATORS:
         return _copy_generator(iterator, convert)
     kind: Any = type(iterator)
     if kind.__reduce__ is object.__reduce__:  # it would make an empty one
-        raise LiveIteratorError(_name_kind(iterator), FIX)
+        raise LiveIteratorError(
+            name_kind(iterator), FIX if kind.__module__ in MODULES else FIX_MADE
+        )
     with warnings.catch_warnings():
         # Python 3.12 and 3.13 warn that later ones cannot copy those of itertools.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -234,9 +201,9 @@ def copy_iterator(iterator: Any, convert: Convert) -> Any:
             make, given, *states = iterator.__reduce__()
             made = make(*map(convert, given))
         except TypeError as error:
-            raise LiveIteratorError(_name_kind(iterator), FIX) from error
-    for state in states[:1]:
-        made.__setstate__(_copy_state(state, convert))
+            raise LiveIteratorError(name_kind(iterator), FIX) from error
+    if states and states[0] is not None:  # as of what has not begun
+        made.__setstate__(_copy_state(states[0], convert))
     return made
 
 
@@ -251,7 +218,7 @@ def _copy_generator(generator: Any, convert: Convert) -> Any:
     """A generator of the same function and arguments, if this one has given nothing yet."""
     code, frame = _read_code(generator), _read_frame(generator)
     if frame is None:
-        raise LiveIteratorError(_name_kind(generator), FIX)
+        raise LiveIteratorError(name_kind(generator), FIX)
     local = dict(frame.f_locals)
     cells = [
         types.CellType(convert(local[name])) if name in local else types.CellType()
@@ -267,7 +234,7 @@ def _copy_generator(generator: Any, convert: Convert) -> Any:
         named |= local[next(names)]
     made = function(*given, **named)
     if _read_frame(made).f_lasti != frame.f_lasti:  # where a new one is
-        raise LiveIteratorError(_name_kind(generator), FIX)
+        raise LiveIteratorError(name_kind(generator), FIX)
     _copies.append(weakref.ref(made))
     return made
 
@@ -283,18 +250,10 @@ def end_copies() -> None:
     """
     for find in _copies:
         made = find()
-        if isinstance(made, GeneratorType):
+        if isinstance(made, GeneratorType | CoroutineType):
             with contextlib.suppress(Exception, LiveIteratorError):
                 made.close()
     _copies.clear()
-
-
-def _name_kind(value: Any) -> str:
-    """The kind of an iterator, with its article and, of a generator, its function."""
-    if type(value) in GENERATORS:
-        return f"a generator ({value.__name__})"
-    kind = type(value).__name__
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.lstrip('_')}"
 
 
 def _read_settings(iterator: Any, convert: Convert) -> SimpleNamespace:
@@ -412,15 +371,5 @@ def name_uncopied(arguments: tuple[Any, ...], error: Exception) -> str:
         try:
             copy.deepcopy(one)
         except Exception as own:
-            return f"argument {place}, {_name_kind(arguments[place - 1])}: {own}"
+            return f"argument {place}, {name_kind(arguments[place - 1])}: {own}"
     return f"the arguments: {error}"
-
-
-def keep_place(value: Any) -> Callable[[], object] | None:
-    """What puts a file that is open for reading back to where it is; None for anything else."""
-    if not isinstance(value, io.IOBase):
-        return None
-    with contextlib.suppress(OSError, ValueError):  # closed, or in the middle of its lines
-        if value.readable() and value.seekable() and not value.writable():
-            return functools.partial(value.seek, value.tell())
-    return None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.state import list_handlers
 
 # Methods that take what is logged: module, class, name.
 METHODS = (
@@ -38,7 +39,7 @@ def drop_logs(is_step: Callable[[], bool]) -> Iterator[None]:
     """Drops what is logged where ``is_step()``, by what has been imported, until exit."""
     with contextlib.ExitStack() as stack:
         # The step's own handlers write to the layer of files.
-        handlers = [one() for one in logging._handlerList]  # type: ignore[attr-defined]
+        handlers = list_handlers()
         for handler in (logging.FileHandler, logging.handlers.BaseRotatingHandler):
             emit = _drop(handler.emit, is_step, {id(one) for one in handlers})
             stack.enter_context(replace_attributes(handler, emit=emit))

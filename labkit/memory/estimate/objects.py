@@ -8,12 +8,14 @@ step, and gives the changed ones their content back. The step's arguments are co
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import contextvars
 import functools
 import gc
 import io
 import itertools
+import logging
 import os
 import pickle
 import random
@@ -49,7 +51,18 @@ from labkit.memory.estimate.buffers import (
     keep_text,
 )
 from labkit.memory.estimate.cuda import find_number
-from labkit.memory.estimate.iterators import find_copy, is_iterator, list_parts, read_place
+from labkit.memory.estimate.held import BUILT, RENEWED, is_cursor, moves
+from labkit.memory.estimate.iterators import find_copy, list_parts, read_place
+from labkit.memory.estimate.locks import (
+    LOCK,
+    RECURSIVE,
+    HeldLocks,
+    keep_condition,
+    keep_lock,
+    keep_recursive,
+    restore_lock,
+    restore_recursive,
+)
 from labkit.memory.estimate.opened import (
     CHANGED,
     CSV_WRITER,
@@ -62,13 +75,14 @@ from labkit.memory.estimate.opened import (
     is_database,
 )
 from labkit.memory.estimate.pipes import HeldPipes
+from labkit.memory.estimate.state import list_handlers, put_arithmetic, read_arithmetic
 from labkit.memory.track.frames import OWN, USER, judge_file
 from labkit.text import join_names
 
 # The most objects that are copied; more would take longer than most simulations.
 MOST_OBJECTS = 20_000
 # The most parts of XML documents that are copied.
-MOST_ELEMENTS = 5_000
+MOST_ELEMENTS = 50_000
 # The items of a longer container are not searched for others.
 MOST_ITEMS = 10_000
 # How much of a longer list is compared: its ends, which most code changes.
@@ -77,7 +91,8 @@ MOST_COMPARED, ENDS = 100_000, 1_000
 HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch", "builtins"))
 HOLDING_WHOLE = (
     "multiprocessing.sharedctypes", "multiprocessing.shared_memory", "shelve", "dbm.dumb",
-    "configparser", "xml.etree.ElementTree", "xml.dom.minidom", "email.message", "timeit",
+    "configparser", "xml.etree.ElementTree", "xml.dom.minidom", "email.message", "timeit", "hmac",
+    "asyncio.locks", "asyncio.queues",
 )  # fmt: skip
 # What no step sets, and Python sets itself.
 SKIPPED = frozenset((
@@ -94,7 +109,7 @@ WITHOUT_STREAMS = frozenset((
 # A type whose objects the garbage collector looks at, as C's flag; and the most that are searched.
 COLLECTED, MOST_SEARCHED = 1 << 14, 5_000
 CONTAINERS: frozenset[Any] = frozenset((list, tuple, dict, deque))
-ATOMS = (int, float, str, bytes, bool, complex, type(None), BuiltinMethodType, range, slice)
+ATOMS = (int, float, str, bytes, bool, complex, type(None), *BUILT, range, slice)
 
 # The most objects through which the holder of a fake tensor is searched, and how far.
 MOST_HOLDERS, HOLDER_DEPTH, HOLDERS_NAMED = 1_000, 8, 3
@@ -122,6 +137,8 @@ LRU_CACHE = type(functools.lru_cache(int))
 # Views of a dictionary.
 VIEWS = tuple(map(type, ({}.keys(), {}.values(), {}.items())))
 
+# What a connection of SQLite's, or a cursor, makes of what it reads.
+FACTORIES = ("row_factory", "text_factory", "arraysize")
 Keeper = Callable[["KeptObjects", Any], None]
 UNSET = object()
 # Functions that make files and of whose calls Python's audit hooks hear nothing.
@@ -142,12 +159,16 @@ class KeptObjects:
         is_step: Callable[[], bool],
         refuse: Callable[[str, str], object],
         pipes: HeldPipes,
+        locks: HeldLocks,
     ) -> None:
         # What puts an object back, with the object and its content; which keeps their ids theirs.
         self._kept: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
         self.seen: set[int] = set()
         self.files, self.buffers, self._refuse = OpenFiles(is_step), KeptBuffers(), refuse
-        self._pipes, self._searched = pipes, 0
+        self._pipes, self.locks, self._searched = pipes, locks, 0
+        # Locks, with whether they were locked, or how often by this thread.
+        self.locks_before: list[tuple[Any, bool]] = []
+        self.recursive_before: list[tuple[Any, int]] = []
         # Caches of functions, with how often each had to compute.
         self._caches: list[tuple[Any, int]] = []
         # Dictionaries and sets, whose keys may be arguments of the step.
@@ -158,11 +179,13 @@ class KeptObjects:
         self._keeps_unheard = False
         # Iterators, and methods of theirs.
         self._iterators: dict[int, Any] = {}
+        # What other methods are for ones of classes that have been changed.
+        self._renewed: dict[int, Any] = {}
         # Parts of documents that are not copied, and what they were.
         self._elements: list[tuple[Any, Any]] = []
         # Generators, and where they were.
         self._places: list[tuple[Any, tuple[int, ...]]] = []
-        self._left: deque[Any] = deque((*roots, sys.stdin))
+        self._left: deque[Any] = deque((*roots, sys.stdin, *list_handlers()))
         for name in _list_unknown_modules():
             module = sys.modules.get(name)
             if not is_own_module(name):
@@ -173,17 +196,18 @@ class KeptObjects:
                 self.keep(restore_names, vars(module), dict(vars(module)))
                 self.follow(vars(module).values())
         left = self._left
-        while left and len(self._kept) < MOST_OBJECTS:
+        while left and len(self._kept) - self.elements < MOST_OBJECTS:
             one = left.popleft()
             kind: Any = type(one)
             if find_number(one) in self.seen:
                 continue
-            if is_iterator(kind):
+            if moves(kind):
                 if find_number(one) not in self._iterators:
                     self._iterators[find_number(one)] = one
                     self._watch(one)
                     self.follow(list_parts(one))
-                continue
+                if not is_cursor(kind):
+                    continue
             keeper = find_keeper(kind)
             if keeper is not None:
                 self.seen.add(find_number(one))
@@ -192,7 +216,8 @@ class KeptObjects:
         made = {
             find_number(one): getattr(os, one.__name__) for one in UNHEARD if self._keeps_unheard
         }
-        if self._iterators and is_alone():
+        if (self._iterators or self._renewed) and is_alone():
+            made |= self._renewed
             made |= {number: find_copy(one) for number, one in self._iterators.items()}
         if made:
             self._replace(made | self._make_tuples(made))
@@ -207,7 +232,7 @@ class KeptObjects:
 
     def _notice(self, one: Any) -> bool:
         """Keeps in mind what a function of Python's own works on."""
-        if type(one) is BuiltinMethodType:
+        if type(one) in BUILT:
             self._keeps_unheard = self._keeps_unheard or one in UNHEARD
             self.follow_method(one)
         return False
@@ -216,10 +241,11 @@ class KeptObjects:
         """Looks at the iterator, or the file, of a method such as ``iterator.__next__``."""
         owner: Any = one.__self__
         kind: Any = type(owner)
-        if is_iterator(kind) or isinstance(owner, io.IOBase):
-            self._left.append(owner)
-            if not isinstance(owner, io.IOBase) or self._pipes.is_talk(owner):
-                self._iterators[find_number(one)] = one
+        if kind is ModuleType or isinstance(owner, type):
+            return
+        self._left.append(owner)
+        if moves(kind) or (isinstance(owner, io.IOBase) and self._pipes.is_talk(owner)):
+            self._iterators[find_number(one)] = one
 
     def hold_talk(self, one: Any) -> bool:
         """Has a file refuse to be read from, if it is a pipe, a socket or a terminal.
@@ -335,6 +361,22 @@ class KeptObjects:
             values = [base.__getitem__(one, key) for key in keys] if hasattr(base, "keys") else ()
             base.clear(one)
             base.update(one, dict(zip(named, values, strict=True)) if values else named)
+
+    def renew(self, method: MethodType) -> None:
+        """Has a method of a class that has another one now be that one, for who holds it."""
+        if type(method.__self__).__module__ in RENEWED:
+            made = getattr(method.__self__, method.__name__, method)
+            self._renewed[find_number(method)] = made
+
+    def begin_step(self) -> None:
+        """Gives back the locks that a simulated step has acquired and not released."""
+        self.locks.begin_step()
+        if self.locks_before and is_alone():
+            for one, locked in self.locks_before:
+                if one.locked() is not locked:
+                    restore_lock(one, locked)
+        for one, count in self.recursive_before:
+            restore_recursive(one, count)
 
     def restore(self) -> list[str]:
         """Puts back what has changed; returns what could not be put back, by its type."""
@@ -575,7 +617,33 @@ def _search_streams(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_database(kept: KeptObjects, one: Any) -> None:
+    kept.keep(
+        restore_slots, one, {name: getattr(one, name) for name in FACTORIES if hasattr(one, name)}
+    )
     kept.follow((kept.files.take_database(getattr(one, "connection", one), kept._refuse),))
+
+
+def _keep_handler(kept: KeptObjects, one: logging.Handler) -> None:
+    """Keeps the settings of a handler of logging, and the records that it has in memory."""
+    # Another thread may have it begin a file meanwhile.
+    skipped = {"stream"} if isinstance(one, logging.FileHandler) else set()
+    content = {name: value for name, value in vars(one).items() if name not in skipped}
+    kept.keep(restore_slots, one, content)
+    kept.follow(content.values())
+
+
+def _keep_shared_lock(kept: KeptObjects, one: Any) -> None:
+    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    for name, made in [*kept.locks.hold(one)]:
+        setattr(one, name, made)
+
+
+def _keep_decimal(kept: KeptObjects, one: Any) -> None:
+    kept.keep(put_arithmetic, one, read_arithmetic(one))
+
+
+def _keep_codec(kept: KeptObjects, one: Any) -> None:
+    kept.keep(restore_codec, one, one.getstate())
 
 
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
@@ -615,6 +683,7 @@ def _keep_cache(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_method(kept: KeptObjects, one: MethodType) -> None:
+    kept.renew(one)
     kept.follow((one.__self__, one.__func__))
 
 
@@ -692,6 +761,10 @@ KEEPERS: dict[type, Keeper | None] = {
     io.BufferedReader: _keep_reader,
     CSV_WRITER: _keep_file_of_method,
     pickle.Pickler: _keep_pickler,
+    **dict.fromkeys(
+        (codecs.IncrementalDecoder, codecs.IncrementalEncoder, io.IncrementalNewlineDecoder),
+        _keep_codec,
+    ),
     **dict.fromkeys(HOLDERS, _keep_attributes),
     torch.Tensor: _keep_tensor,
     torch.nn.Module: _keep_module,
@@ -718,6 +791,10 @@ KEEPERS: dict[type, Keeper | None] = {
     MethodType: _keep_method,
     MethodWrapperType: KeptObjects.follow_method,
     **dict.fromkeys((weakref.ref, *VIEWS), _follow_parts),
+    logging.Handler: _keep_handler,
+    LOCK: keep_lock,
+    RECURSIVE: keep_recursive,
+    threading.Condition: keep_condition,
     functools.partial: _keep_partial,
     CellType: _keep_cell,
     type: _keep_class,
@@ -732,6 +809,9 @@ IMPORTED: tuple[tuple[str, tuple[str, ...], Keeper], ...] = (
     ("subprocess", ("Popen",), _keep_process),
     ("xml.etree.ElementTree", ("Element",), _keep_element),
     ("numpy.random", ("Generator", "RandomState"), _keep_numpy),
+    ("decimal", ("Context",), _keep_decimal),
+    ("multiprocessing.synchronize", ("SemLock",), _keep_shared_lock),
+    ("multiprocessing.synchronize", ("Condition",), keep_condition),
 )
 
 
@@ -741,17 +821,19 @@ def keep_objects(
     note: Callable[[str], object],
     is_step: Callable[[], bool],
     refuse: Callable[[str, str], object],
+    *,
     pipes: HeldPipes,
+    locks: HeldLocks,
 ) -> Iterator[KeptObjects]:
     """Puts back, on exit, what the block changes in objects of the user's program.
 
     ``roots`` are the step and what of its arguments is not copied: functions, classes, open files.
     ``note`` takes a sentence about what could not be put back, ``is_step`` says whether the running
     thread works for the step, ``refuse`` keeps what it is stopped at, by a name and a path, and
-    ``pipes`` has the pipes from before.
+    ``pipes`` and ``locks`` have those from before.
     """
     set_now = contextvars.copy_context().values()
-    kept = KeptObjects(*roots, *set_now, is_step=is_step, refuse=refuse, pipes=pipes)
+    kept = KeptObjects(*roots, *set_now, is_step=is_step, refuse=refuse, pipes=pipes, locks=locks)
     kept.files.begin()
     try:
         with kept.files.open():
@@ -884,6 +966,11 @@ def restore_element(one: Any, content: tuple[Any, ...]) -> None:
 def restore_pickler(one: pickle.Pickler, content: dict[int, Any]) -> None:
     """Has a pickler forget what it was given meanwhile."""
     one.memo = content  # type: ignore[attr-defined]
+
+
+def restore_codec(one: Any, content: Any) -> None:
+    """Gives what encodes or decodes piece by piece the rest of the last piece back."""
+    one.setstate(content)
 
 
 def restore_random(one: random.Random, content: Any) -> None:

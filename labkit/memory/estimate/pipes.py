@@ -24,7 +24,7 @@ from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.guard import LABKIT_FOLDER, StepThreads, find_caller
-from labkit.memory.estimate.iterators import LiveIteratorError
+from labkit.memory.estimate.held import LiveIteratorError
 from labkit.memory.track.frames import USER
 
 FIX = "take what it gives before, and pass it: estimate_memory(step, model, batch)"

@@ -459,12 +459,8 @@ def _simulate(
 def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     """Runs the work in the simulation; returns the obstacle if fake tensors cannot continue."""
     from labkit.memory.estimate.fake import ASSUMED
-    from labkit.memory.estimate.iterators import (
-        CopyError,
-        LiveIteratorError,
-        refuse_copy,
-        refuse_live,
-    )
+    from labkit.memory.estimate.held import LiveIteratorError
+    from labkit.memory.estimate.iterators import CopyError, refuse_copy, refuse_live
     from labkit.memory.estimate.objects import keep_objects
     from labkit.memory.estimate.obstacles import (
         LazyTensorError,
@@ -483,10 +479,12 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
             simulation.note,
             files.is_step,
             files.refuse,
-            files.pipes,
+            pipes=files.pipes,
+            locks=files.locks,
         )
         with simulation.open(), keeping as kept:
             simulation.tracer.lasting = kept.seen
+            simulation.begin_step = kept.begin_step
             # What the step sets in a context variable ends with the copy.
             contextvars.copy_context().run(_run_steps, work, simulation, kept.rename_keys)
     except RealTensorError as error:
@@ -546,6 +544,7 @@ def _run_with(work: Work, simulation: Simulation, arguments: tuple[Any, ...]) ->
 
     def run(function: Callable[..., object], *taken: object) -> object:
         simulation.assumptions.begin_step()
+        simulation.begin_step()
         return function(*taken)
 
     # With arguments, calling the function is the first step.
@@ -621,7 +620,7 @@ def _find_gradients_off(*, inference: bool) -> str:
 
 def explain_failure(name: str, error: BaseException, *, inference: bool = False) -> UsageError:
     """The user's own error: what was raised, in which line, and how to see the whole traceback."""
-    from labkit.memory.estimate.iterators import FIX
+    from labkit.memory.estimate.held import FIX
 
     frames = list_error_frames(error)
     if NO_GRADIENT in str(error) and (off := _find_gradients_off(inference=inference)):

@@ -466,20 +466,20 @@ def _put_configurations(entries: dict[Any, Any]) -> None:
             entry.user_override, module._is_dirty = value, True
 
 
-Logger = tuple[Any, int, bool, bool, list[Any]]
+Logger = tuple[Any, int, bool, bool, list[Any], list[Any]]
 
 
 def _read_loggers() -> list[Logger]:
     known = [logging.root, *list(logging.root.manager.loggerDict.values())]
     return [
-        (one, one.level, one.disabled, one.propagate, one.handlers[:])
+        (one, one.level, one.disabled, one.propagate, one.handlers[:], one.filters[:])
         for one in known
         if isinstance(one, logging.Logger)
     ]
 
 
 def _put_loggers(loggers: list[Logger]) -> None:
-    for logger, level, disabled, propagate, handlers in loggers:
+    for logger, level, disabled, propagate, handlers, filters in loggers:
         if logger.level != level:
             logger.setLevel(level)
         logger.disabled, logger.propagate = disabled, propagate
@@ -487,20 +487,36 @@ def _put_loggers(loggers: list[Logger]) -> None:
             one.close()
         if logger.handlers != handlers:
             logger.handlers[:] = handlers
+        logger.filters[:] = filters
+
+
+def list_handlers() -> list[logging.Handler]:
+    """All handlers of logging."""
+    found = (one() for one in list(logging._handlerList))  # type: ignore[attr-defined]
+    return [one for one in found if one is not None]
 
 
 ARITHMETIC = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
 
 
+def read_arithmetic(context: Any) -> list[Any]:
+    """The settings of a context of decimal's, and what has happened in it."""
+    signals = dict(context.flags), dict(context.traps)
+    return [*(getattr(context, name) for name in ARITHMETIC), *signals]
+
+
+def put_arithmetic(context: Any, values: list[Any]) -> None:
+    """Gives a context of decimal's these."""
+    for name, value in zip((*ARITHMETIC, "flags", "traps"), values, strict=True):
+        setattr(context, name, value)
+
+
 def _read_decimal() -> list[Any]:
-    context = sys.modules["decimal"].getcontext()
-    return [getattr(context, name) for name in ARITHMETIC]
+    return read_arithmetic(sys.modules["decimal"].getcontext())
 
 
 def _put_decimal(values: list[Any]) -> None:
-    context = sys.modules["decimal"].getcontext()
-    for name, value in zip(ARITHMETIC, values, strict=True):
-        setattr(context, name, value)
+    put_arithmetic(sys.modules["decimal"].getcontext(), values)
 
 
 def _read_numpy() -> Any:

@@ -17,12 +17,15 @@ import sys
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 from types import BuiltinMethodType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
 
 from labkit.memory.estimate.buffers import MAPPED
+from labkit.memory.estimate.held import BUILT, CALLING, METHODS, moves
+from labkit.memory.estimate.iterators import find_copy
 from labkit.memory.estimate.objects import is_own_module
 from labkit.memory.estimate.opened import CSV_WRITER, HOLDERS, WRITERS, is_database
 from labkit.memory.track.frames import OWN, judge_file
@@ -32,11 +35,17 @@ SHARED_NOTE = "{} among the arguments cannot be copied: what the step changes in
 MOST_LOOKED, MOST_ITEMS, MOST_KINDS = 20_000, 10_000, 16
 HELD: tuple[Any, ...] = (
     *WRITERS, *HOLDERS, CSV_WRITER, pickle.Pickler, MAPPED, io.BufferedReader, memoryview,
-    threading.local,
+    threading.local, threading.Thread, threading.Event, threading.Semaphore, threading.Condition,
+    threading.Barrier, futures.Executor,
 )  # fmt: skip
 PASSED: tuple[Any, ...] = (
     str, bytes, int, float, complex, type(None), type, ModuleType, FunctionType, BuiltinMethodType,
     CodeType, FrameType, torch.Tensor, torch.optim.Optimizer,
+)  # fmt: skip
+# Of modules that need not be imported.
+SHARED_KINDS = (
+    ("multiprocessing.synchronize", "SemLock"), ("multiprocessing.synchronize", "Event"),
+    ("multiprocessing.synchronize", "Condition"), ("multiprocessing.pool", "Pool"),
 )  # fmt: skip
 COPYING = ("__deepcopy__", "__setstate__", "__reduce_ex__", "__getstate__")
 LONG = {list, tuple, dict, set, OrderedDict}
@@ -46,18 +55,25 @@ LOCKS = {type(threading.Lock()), type(threading.RLock())}
 
 @functools.lru_cache(maxsize=4096)
 def _judge_kind(kind: Any) -> str:
-    """What is done with an object of this type: it is passed by, held, or looked into."""
+    """What is done with an object of this type: it is passed by, held, moved or looked into."""
     if issubclass(kind, PASSED):
         return "pass"
     sharing = sys.modules.get("multiprocessing.sharedctypes")
     shared = sharing is not None and issubclass(kind, sharing.SynchronizedBase)
-    return "hold" if shared or issubclass(kind, HELD) or is_database(kind) else "look"
+    for name, owner in SHARED_KINDS:
+        shared = shared or issubclass(kind, getattr(sys.modules.get(name), owner, ()))
+    if moves(kind) and (kind is CALLING or kind.__reduce__ is object.__reduce__):
+        return "move"
+    return (
+        "hold" if shared or kind in LOCKS or issubclass(kind, HELD) or is_database(kind) else "look"
+    )
 
 
 def find_held(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     """What the arguments hold of which the step gets no copies: open files and the like; and code.
 
-    Code is functions, and classes of the program itself, which may keep what they like.
+    Code is functions, and classes of the program itself, which may keep what they like, and what a
+    method of C's is of, such as the list of ``losses.append``: a copy of it has the real list.
     """
     code: list[Any] = []
     left, found = deque(arguments), []
@@ -69,11 +85,14 @@ def find_held(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:
         seen.add(id(one))
         kind: Any = type(one)
         judged = _judge_kind(kind)
-        if judged == "hold":
+        if judged in {"hold", "move"}:
             found.append(one)
         elif judged == "pass":
             own = kind is FunctionType or (isinstance(one, type) and is_own_module(one.__module__))
             code += [one] if own else []
+            owner: Any = one.__self__ if kind in BUILT else None
+            if owner is not None and not isinstance(owner, type | ModuleType):
+                code.append(owner)
         elif not (kind in LONG and len(one) > MOST_ITEMS):
             # Many dictionaries of a model are empty.
             left.extend(each for each in gc.get_referents(one) if type(each) not in LONG or each)
@@ -82,10 +101,13 @@ def find_held(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:
 
 @contextlib.contextmanager
 def share_held(held: Iterable[Any]) -> Iterator[None]:
-    """Makes ``copy.deepcopy`` give these objects, and modules, themselves, until exit."""
+    """Makes ``copy.deepcopy`` give these objects, and modules, themselves, until exit.
+
+    Of those that move on it gives a copy of their own, or what refuses.
+    """
     with contextlib.ExitStack() as stack:
         for kind in {*map(type, held), *LOCKS, ModuleType}:
-            stack.enter_context(_sharing(kind))
+            stack.enter_context(_sharing(kind, _copy_moving if moves(kind) else None))
         yield
 
 
@@ -130,6 +152,17 @@ def _sharing(kind: Any, copier: Any = None) -> Iterator[None]:
     finally:
         del copiers[kind]
         copiers.update({} if before is None else {kind: before})
+
+
+def _copy_moving(one: Any, memo: dict[int, Any]) -> Any:
+    """The copy of what C keeps the place of, or what refuses in its place."""
+    kind: Any = type(one)
+    parts: tuple[Any, ...] = one.__reduce__()[1] if kind is CALLING else ()
+    if len(parts) == 2 and type(parts[0]) not in METHODS:
+        made: Any = iter(*copy.deepcopy(parts, memo))
+    else:
+        made = find_copy(one)
+    return memo.setdefault(id(one), made)
 
 
 def _share(one: Any, memo: dict[int, Any]) -> Any:

@@ -1,0 +1,294 @@
+"""Events, semaphores and locks that were made before a simulated step: others see no change.
+
+What the step sets or acquires counts for the step alone, so no thread and no process from before
+wakes up for numbers that are not real. What another one would have to do for the step, which does
+not hear of it, is waited for a moment and then refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.guard import StepThreads
+from labkit.memory.estimate.held import LiveIteratorError
+from labkit.memory.estimate.opened import is_alone
+from labkit.memory.track.frames import OWN, judge_file
+
+FIX = "let the step make it, or leave the waiting out of the step"
+CAUSE = "what the step sets, releases or puts is not seen by others, who may wait for it"
+SIGNALED = "what the step signals by a {} that was made before is dropped"
+MADE = "labkit_made"
+# How long the step waits for what another thread may do, and how often it looks.
+LONGEST, PAUSE = 2.0, 0.01
+NOW, SLEEP = time.monotonic, time.sleep
+
+
+class HeldLocks:
+    """What the step has done to events and semaphores from before; ``open`` has it count."""
+
+    def __init__(self, threads: StepThreads) -> None:
+        self._threads = threads
+        self._note: Callable[[str], object] = lambda words: None
+        # By the object's id: it, and whether the step has set it, or how much it has released.
+        self._flags: dict[int, tuple[Any, bool]] = {}
+        self._counts: dict[int, tuple[Any, int]] = {}
+
+    @contextlib.contextmanager
+    def open(self, note: Callable[[str], object]) -> Iterator[None]:
+        """Replaces the methods of Python's classes, until exit; ``note`` takes a sentence."""
+        self._note = note
+        with contextlib.ExitStack() as stack:
+            for kind, names in self._list_methods():
+                own = {name: one for name, one in names.items() if hasattr(kind, name)}
+                stack.enter_context(replace_attributes(kind, **own))
+            stack.callback(self._flags.clear)
+            stack.callback(self._counts.clear)
+            yield
+
+    def begin_step(self) -> None:
+        """Gives back what a simulated step has acquired and not released, for the next one."""
+        for number, (one, count) in list(self._counts.items()):
+            if count < 0:
+                self._counts[number] = one, 0
+
+    def _list_methods(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        shared: Any = sys.modules.get("multiprocessing.synchronize")
+        for module in filter(None, (threading, shared)):
+            kind = module.Event
+            names = {"set": self._wrap_set(kind, value=True), "is_set": self._wrap_is_set(kind)}
+            names |= {"clear": self._wrap_set(kind, value=False), "wait": self._wrap_wait(kind)}
+            yield kind, names | {"__init__": self._mark(kind)}
+            kind = module.Condition
+            names = {one: self._wrap_signal(kind, one) for one in ("notify", "notify_all")}
+            names |= {one: self._wrap_await(kind, one) for one in ("wait", "wait_for")}
+            yield kind, names | {"__init__": self._mark(kind)}
+        kind = threading.Semaphore
+        acquire = self._wrap_acquire(kind.acquire)
+        yield kind, {
+            "__init__": self._mark(kind), "acquire": acquire, "__enter__": acquire,
+            "release": self._wrap_release(kind.release), "__exit__": _leave,
+        }  # fmt: skip
+        kind = threading.BoundedSemaphore
+        yield kind, {"release": self._wrap_release(kind.release)}
+        kind = threading.Barrier
+        names = {one: self._wrap_signal(kind, one) for one in ("abort", "reset")}
+        yield kind, {**names, "__init__": self._mark(kind), "wait": self._wrap_await(kind, "wait")}
+
+    def _holds(self, one: Any) -> bool:
+        """True where code of the step calls, and not Python for itself, and not for its own."""
+        if hasattr(one, MADE) or not self._threads.includes_this():
+            return False
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_code is _leave.__code__:
+            frame = frame.f_back
+        return judge_file(frame.f_code.co_filename) != OWN
+
+    def _mark(self, kind: Any) -> Callable[..., None]:
+        begin = kind.__init__
+
+        @functools.wraps(begin)
+        def answer(one: Any, *arguments: Any, **named: Any) -> None:
+            begin(one, *arguments, **named)
+            if self._threads.includes_this():
+                setattr(one, MADE, True)
+
+        return answer
+
+    def _wait(self, test: Callable[[], bool], timeout: float | None) -> bool:
+        """Whether this comes true within a moment."""
+        until = NOW() + (LONGEST if timeout is None else min(timeout, LONGEST))
+        while not test():
+            if NOW() >= until or threading.active_count() < 2:
+                return False
+            SLEEP(PAUSE)
+        return True
+
+    def _is_set(self, one: Any, ask: Callable[[Any], bool]) -> bool:
+        return self._flags[id(one)][1] if id(one) in self._flags else bool(ask(one))
+
+    def _wrap_set(self, kind: Any, *, value: bool) -> Callable[[Any], None]:
+        act = kind.set if value else kind.clear
+
+        @functools.wraps(act)
+        def answer(one: Any) -> None:
+            if self._holds(one):
+                self._flags[id(one)] = one, value
+            else:
+                act(one)
+
+        return answer
+
+    def _wrap_is_set(self, kind: Any) -> Callable[[Any], bool]:
+        ask = kind.is_set
+
+        @functools.wraps(ask)
+        def answer(one: Any) -> bool:
+            return self._is_set(one, ask) if self._holds(one) else ask(one)
+
+        return answer
+
+    def _wrap_wait(self, kind: Any) -> Callable[..., bool]:
+        ask, wait = kind.is_set, kind.wait
+
+        @functools.wraps(wait)
+        def answer(one: Any, timeout: float | None = None) -> bool:
+            if not self._holds(one):
+                return bool(wait(one, timeout))
+            found = self._wait(lambda: self._is_set(one, ask), timeout)
+            return found or self._give_up(one, timeout)
+
+        return answer
+
+    def _give_up(self, one: Any, timeout: float | None) -> bool:
+        if timeout is None and self._threads.is_own:
+            name = type(one).__name__
+            article = "an" if name[0] in "AEIOU" else "a"
+            raise LiveIteratorError(f"{article} {name}", FIX, "waits for", CAUSE)
+        return False
+
+    def _wrap_signal(self, kind: Any, name: str) -> Callable[..., None]:
+        act = getattr(kind, name)
+
+        @functools.wraps(act)
+        def answer(one: Any, *given: Any, **named: Any) -> None:
+            if self._holds(one):
+                self._note(SIGNALED.format(type(one).__name__))
+            else:
+                act(one, *given, **named)
+
+        return answer
+
+    def _wrap_await(self, kind: Any, name: str) -> Callable[..., Any]:
+        wait = getattr(kind, name)
+
+        @functools.wraps(wait)
+        def answer(one: Any, *given: Any, timeout: float | None = None) -> Any:
+            alone = getattr(one, "parties", 0) == 1
+            if alone or not self._holds(one):
+                return wait(one, *given, **({} if timeout is None else {"timeout": timeout}))
+            test = given[0] if name == "wait_for" else None
+            limit = given[-1] if len(given) > (test is not None) else timeout
+            return bool(test and test()) or self._give_up(one, limit)
+
+        return answer
+
+    def _wrap_acquire(self, acquire: Callable[..., bool]) -> Callable[..., bool]:
+        @functools.wraps(acquire)
+        def answer(one: Any, blocking: bool = True, timeout: float | None = None) -> bool:
+            if not self._holds(one):
+                return acquire(one, blocking, timeout)
+            return self._take(one, lambda: one._value, blocking=blocking, timeout=timeout)
+
+        return answer
+
+    def _take(
+        self, one: Any, count: Callable[[], int], *, blocking: bool, timeout: float | None
+    ) -> bool:
+        """Acquires a semaphore for the step alone, if it can be; ``count`` has what is free."""
+        if not self._wait(lambda: count() + self._find_count(one) > 0, timeout if blocking else 0):
+            return self._give_up(one, timeout if blocking else 0)
+        self._counts[id(one)] = one, self._find_count(one) - 1
+        return True
+
+    def _find_count(self, one: Any) -> int:
+        return self._counts.get(id(one), (one, 0))[1]
+
+    def _wrap_release(self, release: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(release)
+        def answer(one: Any, n: int = 1) -> None:
+            if not self._holds(one):
+                release(one, n)
+                return
+            count = self._find_count(one) + n
+            if one._value + count > getattr(one, "_initial_value", sys.maxsize):
+                raise ValueError("Semaphore released too many times")
+            self._counts[id(one)] = one, count
+
+        return answer
+
+    def hold(self, one: Any) -> Iterator[tuple[str, Any]]:
+        """What replaces the methods of a lock or a semaphore of multiprocessing."""
+        lock, real = one._semlock, (one.acquire, one.release)
+
+        def count() -> int:
+            if lock.kind == 0 and (lock._is_mine() or self._find_count(one) < 0):
+                return sys.maxsize  # one that its owner can acquire again
+            with contextlib.suppress(NotImplementedError):  # on macOS
+                return int(lock._get_value())
+            return int(not lock._is_zero())
+
+        def acquire(block: bool = True, timeout: float | None = None) -> bool:
+            if not self._threads.includes_this():
+                return bool(real[0](block, timeout))
+            return self._take(one, count, blocking=block, timeout=timeout)
+
+        def release() -> None:
+            if not self._threads.includes_this():
+                real[1]()
+            else:
+                self._counts[id(one)] = one, self._find_count(one) + 1
+
+        yield "acquire", acquire
+        yield "release", release
+
+
+def _leave(one: Any, *error: object) -> None:
+    """``Semaphore.__exit__``, for whose caller ``release`` is called."""
+    one.release()
+
+
+LOCK, RECURSIVE = type(threading.Lock()), type(threading.RLock())
+
+
+def keep_lock(kept: Any, one: Any) -> None:
+    """Keeps whether a lock is locked, of one that its owner can acquire again how often."""
+    kept.keep(restore_lock, one, one.locked())
+    kept.locks_before.append((one, one.locked()))
+
+
+def keep_recursive(kept: Any, one: Any) -> None:
+    """The same for a lock that its owner can acquire again."""
+    kept.keep(restore_recursive, one, _count(one))
+    kept.recursive_before.append((one, _count(one)))
+
+
+def keep_condition(kept: Any, one: Any) -> None:
+    """Keeps the lock of a condition."""
+    kept.follow((one._lock,))
+
+
+def _count(one: Any) -> int:
+    """How often this thread has acquired it."""
+    if not one._is_owned():
+        return 0
+    state = one._release_save()
+    one._acquire_restore(state)
+    return int(state[0])
+
+
+def restore_lock(one: Any, locked: bool) -> None:
+    """Locks or unlocks a lock; raises where another thread may have it now."""
+    if locked:
+        if is_alone():  # else its owner may have unlocked it
+            one.acquire(blocking=False)
+    elif one.locked():
+        # Another thread may have it for a moment.
+        if not is_alone() and not one.acquire(timeout=0.1):
+            raise RuntimeError("another thread may have acquired it")
+        one.release()
+
+
+def restore_recursive(one: Any, count: int) -> None:
+    """Has this thread acquire the lock as often as before."""
+    now = _count(one)
+    for _ in range(now - count):
+        one.release()
+    for _ in range(count - now):
+        one.acquire(blocking=False)

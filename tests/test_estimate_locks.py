@@ -1,0 +1,212 @@
+"""Events, semaphores, locks and pools from before an estimate are as before it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.pool
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from labkit import estimate_memory
+from labkit.errors import UsageError
+
+SHARED = multiprocessing.get_context("fork")
+
+
+def run(act, *given):
+    def step(model, batch, *others):
+        act(*others)
+        model(batch).mean().backward()
+
+    return estimate_memory(step, torch.nn.Linear(10, 3), torch.randn(4, 10), *given)
+
+
+def set_and_clear(one):
+    one.set()
+    assert one.is_set() and one.wait()
+    one.clear()
+    assert not one.is_set() and not one.wait(0.01)
+    one.set()
+
+
+def enter(one):
+    with one:
+        pass
+
+
+def make_set(kind):
+    one = kind()
+    one.set()
+    return one
+
+
+def acquire(one):
+    assert one.acquire()
+
+
+def release(one):
+    one.release()
+
+
+def acquire_once(kind):
+    one = kind()
+    one.acquire()
+    return one
+
+
+def read_shared(one):
+    return one._semlock._get_value()
+
+
+def read_value(one):
+    return one._value
+
+
+def read_recursive(one):
+    return one._is_owned(), repr(one).split("count=")[1][:1]
+
+
+# How each is made, what the step does, and what shows its state.
+CASES = {
+    "Event": (threading.Event, set_and_clear, lambda one: one.is_set()),
+    "set Event": (lambda: make_set(threading.Event), lambda one: one.clear(),
+                  lambda one: one.is_set()),
+    "shared Event": (SHARED.Event, set_and_clear, lambda one: one.is_set()),
+    "Semaphore": (lambda: threading.Semaphore(2), acquire, read_value),
+    "Semaphore of one": (lambda: threading.Semaphore(1), acquire, read_value),
+    "released Semaphore": (lambda: threading.Semaphore(0), release, read_value),
+    "entered Semaphore": (lambda: threading.Semaphore(1), enter, read_value),
+    "bounded Semaphore": (lambda: threading.BoundedSemaphore(3), acquire, read_value),
+    "shared Semaphore": (lambda: SHARED.Semaphore(2), acquire, read_shared),
+    "released shared Semaphore": (lambda: SHARED.Semaphore(0), release, read_shared),
+    "shared Lock": (SHARED.Lock, acquire, read_shared),
+    "entered shared Lock": (SHARED.Lock, enter, read_shared),
+    "shared RLock": (SHARED.RLock, lambda one: one.acquire() and one.acquire(), read_shared),
+    "Lock": (threading.Lock, acquire, lambda one: one.locked()),
+    "locked Lock": (lambda: acquire_once(threading.Lock), release, lambda one: one.locked()),
+    "entered Lock": (threading.Lock, enter, lambda one: one.locked()),
+    "RLock": (threading.RLock, acquire, read_recursive),
+    "RLock that is held": (lambda: acquire_once(threading.RLock), release, read_recursive),
+    "Condition": (threading.Condition, lambda one: one.acquire(), lambda one: repr(one._lock)[:20]),
+    "Barrier": (lambda: threading.Barrier(2), lambda one: one.abort(), lambda one: one.broken),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hold", ["directly", "deep", "as an argument"])
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_step_sets_or_acquires_is_as_before(name, hold):
+    make, act, show = CASES[name]
+    one = make()
+    before = show(one)
+    box = SimpleNamespace(kept=[{"a": one}])
+    if hold == "as an argument":
+        estimate = run(act, one)
+    elif hold == "deep":
+        estimate = run(lambda: act(box.kept[0]["a"]))
+    else:
+        estimate = run(lambda: act(one))
+    assert show(one) == before
+    assert estimate.obstacle is None
+    assert len(estimate.notes) == (name == "Barrier")
+
+
+def test_a_thread_that_waits_for_an_event_goes_on_waiting():
+    stop, seen = threading.Event(), []
+    waiting = threading.Thread(target=lambda: seen.append(stop.wait()))
+    waiting.start()
+    try:
+        assert run(stop.set).notes == ()
+        waiting.join(0.05)
+        assert waiting.is_alive()
+    finally:
+        stop.set()
+        waiting.join()
+    assert seen == [True]
+
+
+def test_a_method_that_something_keeps_changes_nothing():
+    one = threading.Event()
+    kept = {"set": [one.set]}
+
+    def call():
+        kept["set"][0]()
+
+    run(call)
+    assert not one.is_set()
+
+
+def test_an_event_that_another_thread_sets_meanwhile_is_seen():
+    ready = threading.Event()
+    timer = threading.Timer(0.05, ready.set)
+
+    def wait():
+        if not timer.ident:
+            timer.start()
+        assert ready.wait()
+
+    assert run(wait).obstacle is None
+    timer.join()
+
+
+@pytest.mark.parametrize("kind", ["Event", "Condition", "Barrier", "Semaphore"])
+def test_a_step_that_waits_for_others_is_refused(kind):
+    event, condition = threading.Event(), threading.Condition()
+    barrier, semaphore = threading.Barrier(2), threading.Semaphore(0)
+    waits = {
+        "Event": event.wait,
+        "Condition": lambda: condition.acquire() and condition.wait(),
+        "Barrier": barrier.wait,
+        "Semaphore": semaphore.acquire,
+    }
+    with pytest.raises(UsageError, match=f"waits for an? {kind} that was made before"):
+        run(waits[kind])
+
+
+def test_what_the_step_makes_itself_works():
+    def work():
+        ready, barrier = threading.Event(), threading.Barrier(2)
+        other = threading.Thread(target=lambda: (barrier.wait(), ready.set()))
+        other.start()
+        barrier.wait()
+        assert ready.wait()
+        other.join()
+        semaphore = threading.Semaphore(1)
+        with semaphore, SHARED.Lock():
+            pass
+
+    assert run(work).notes == ()
+
+
+def test_a_pool_of_processes_from_before_is_refused_at_once():
+    with ProcessPoolExecutor(1, mp_context=SHARED) as executor, SHARED.Pool(1) as pool:
+        assert executor.submit(abs, -1).result() == pool.apply(abs, (-1,)) == 1
+        for give in (
+            lambda: executor.submit(abs, -1).result(),
+            lambda: [*executor.map(abs, [-1])],
+            lambda: pool.apply(abs, (-1,)),
+            lambda: pool.map(abs, [-1]),
+            lambda: [*pool.imap(abs, [-1])],
+        ):
+            with pytest.raises(UsageError, match=r"gives work to a .* of processes"):
+                run(give)
+        assert executor.submit(abs, -2).result() == pool.apply(abs, (-2,)) == 2
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, multiprocessing.pool.ThreadPool])
+def test_a_pool_of_threads_from_before_works_for_the_step(kind, tmp_path):
+    path = tmp_path / "file"
+
+    def write(words):
+        path.write_text(words)
+        return 1
+
+    with kind(1) as pool:
+        assert [*pool.map(write, ["real"])] == [1]
+        run(lambda: [*pool.map(write, ["fake"])])
+        assert path.read_text() == "real"
+        assert [*pool.map(Path.read_text, [path])] == ["real"]
