@@ -102,17 +102,47 @@ def replace_attributes(owner: Any, **values: object) -> Replacement:
     return Replacement(owner, values)
 
 
+class MadeReplacements:
+    """Replacements that are made once: making some hundred takes as long as a small step.
+
+    ``make`` lists owners and what replaces which of their attributes. They are made anew when
+    another module of ``modules`` is loaded, or something else has replaced one of the originals.
+    """
+
+    def __init__(
+        self, make: Callable[[], Iterator[tuple[Any, dict[str, Any]]]], modules: tuple[str, ...]
+    ) -> None:
+        self._make, self._modules = make, modules
+        self._loaded: list[Any] = []
+        self._made: list[tuple[Any, dict[str, Any]]] = []
+        self._originals: list[Any] = []
+
+    def find(self) -> list[tuple[Any, dict[str, Any]]]:
+        """The owners and their attributes, for ``Replacement``."""
+        loaded = [sys.modules.get(one) for one in self._modules]
+        same = self._loaded == loaded and self._originals == self._list_originals()
+        if not (self._made and same):
+            self._made, self._loaded = list(self._make()), loaded
+            self._originals = self._list_originals()
+        return self._made
+
+    def _list_originals(self) -> list[Any]:
+        return [one for owner, names in self._made for one in map(vars(owner).get, names)]
+
+
 @contextlib.contextmanager
 def mend_imported() -> Iterator[None]:
     """Gives the modules that are imported meanwhile, on exit, what they import without an estimate.
 
     A library that loads its parts when they are first used would keep what is replaced now.
     """
-    before = set(sys.modules)
+    before = list(sys.modules)
     try:
         yield
     finally:
-        for key in sys.modules.keys() - before:
+        # Most estimates import nothing, and lists are compared faster than sets are made.
+        now = list(sys.modules)
+        for key in () if now == before else {*now}.difference(before):
             module = sys.modules[key]
             names = vars(module) if type(module) is ModuleType else {}
             for name, value in list(names.items()):

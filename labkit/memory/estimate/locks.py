@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import MadeReplacements, Replacement
 from labkit.memory.estimate.guard import StepThreads
 from labkit.memory.estimate.held import LiveIteratorError
 from labkit.memory.estimate.opened import is_alone
@@ -33,21 +33,21 @@ NOW, SLEEP = time.monotonic, time.sleep
 class HeldLocks:
     """What the step has done to events and semaphores from before; ``open`` has it count."""
 
-    def __init__(self, threads: StepThreads) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
+        self._threads = StepThreads()
         self._note: Callable[[str], object] = lambda words: None
+        self._made = MadeReplacements(self._list_methods, ("multiprocessing.synchronize",))
         # By the object's id: it, and whether the step has set it, or how much it has released.
         self._flags: dict[int, tuple[Any, bool]] = {}
         self._counts: dict[int, tuple[Any, int]] = {}
 
     @contextlib.contextmanager
-    def open(self, note: Callable[[str], object]) -> Iterator[None]:
+    def open(self, threads: StepThreads, note: Callable[[str], object]) -> Iterator[None]:
         """Replaces the methods of Python's classes, until exit; ``note`` takes a sentence."""
-        self._note = note
+        self._threads, self._note = threads, note
         with contextlib.ExitStack() as stack:
-            for kind, names in self._list_methods():
-                own = {name: one for name, one in names.items() if hasattr(kind, name)}
-                stack.enter_context(replace_attributes(kind, **own))
+            for kind, names in self._made.find():
+                stack.enter_context(Replacement(kind, names))
             stack.callback(self._flags.clear)
             stack.callback(self._counts.clear)
             yield
@@ -244,6 +244,8 @@ def _leave(one: Any, *error: object) -> None:
     one.release()
 
 
+# There is one estimate at a time.
+LOCKS = HeldLocks()
 LOCK, RECURSIVE = type(threading.Lock()), type(threading.RLock())
 
 

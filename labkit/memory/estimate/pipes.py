@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import MadeReplacements, Replacement
 from labkit.memory.estimate.guard import LABKIT_FOLDER, StepThreads, find_caller
 from labkit.memory.estimate.held import LiveIteratorError
 from labkit.memory.track.frames import USER
@@ -57,6 +57,11 @@ MACHINERY = re.compile(
 LIST, STATUS, DESCRIPTORS = os.listdir, os.fstat, "/dev/fd"
 MOVE, DUPLICATE, CLOSE, ASK_TERMINAL = os.lseek, os.dup2, os.close, os.isatty
 RAW = io.FileIO
+# The modules whose classes are changed.
+MODULES = (
+    "socket", "ssl", "subprocess", "multiprocessing.connection", "multiprocessing.managers",
+    "multiprocessing.process",
+)  # fmt: skip
 # Of what moves bytes between descriptors: where the one that gets them is, and the one that gives.
 MOVING = {"sendfile": (0, 1), "splice": (1, 0)}
 # A file by its device and its inode.
@@ -66,9 +71,11 @@ Key = tuple[int, int]
 class HeldPipes:
     """The pipes and sockets that are open when ``open`` is entered."""
 
-    def __init__(self, threads: StepThreads) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
+        self._threads = StepThreads()
         self._note: Callable[[str], object] = lambda words: None
+        self._functions = MadeReplacements(self._list_functions, ())
+        self._methods = MadeReplacements(self._list_methods, MODULES)
         # All descriptors of before, as a number that is free is soon another one's.
         self._before: dict[int, Key] = {}
         # What is sent to, and what is taken from: neither what is printed to, nor files.
@@ -78,29 +85,30 @@ class HeldPipes:
         self._replaced: dict[int, int] = {}
         self._places: dict[int, int] = {}
 
-    @functools.cached_property
+    @property
     def functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which of Python's functions that take a descriptor."""
+        return dict(self._functions.find())
+
+    def _list_functions(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         sends = {one: self._wrap_write(getattr(os, one)) for one in _list_names("write", "writev")}
         taking = _list_names("read", "readv", "lseek")
         takes = {one: self._wrap_read(getattr(os, one)) for one in taking}
         moves = {one: self._wrap_move(getattr(os, one)) for one in _list_names(*MOVING)}
         others = {"close": self._wrap_close(os.close), "dup2": self._wrap_duplicate(os.dup2)}
-        return {
-            os: sends | takes | moves | others,
-            io: {"FileIO": self._make_raw()},
-            builtins: {"input": self._wrap_input(builtins.input)},
-        }
+        yield os, sends | takes | moves | others
+        yield io, {"FileIO": self._make_raw()}
+        yield builtins, {"input": self._wrap_input(builtins.input)}
 
     @contextlib.contextmanager
-    def open(self, note: Callable[[str], object]) -> Iterator[None]:
+    def open(self, threads: StepThreads, note: Callable[[str], object]) -> Iterator[None]:
         """Replaces what sends and takes, until exit; ``note`` takes a sentence."""
-        self._note = note
+        self._threads, self._note = threads, note
         self._look()
         with contextlib.ExitStack() as stack:
             stack.callback(self._give_back)
-            for owner, names in (*self.functions.items(), *self._list_methods()):
-                stack.enter_context(replace_attributes(owner, **names))
+            for owner, names in (*self._functions.find(), *self._methods.find()):
+                stack.enter_context(Replacement(owner, names))
             yield
 
     def _look(self) -> None:
@@ -424,6 +432,10 @@ class HeldPipes:
             return talk(one, *arguments, **named)
 
         return answer
+
+
+# There is one estimate at a time.
+PIPES = HeldPipes()
 
 
 def _list_names(*names: str) -> list[str]:

@@ -24,11 +24,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.hdf5 import hold_hdf5
-from labkit.memory.estimate.locks import HeldLocks
+from labkit.memory.estimate.locks import LOCKS
 from labkit.memory.estimate.loggers import drop_logs
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
-from labkit.memory.estimate.pipes import HeldPipes
+from labkit.memory.estimate.pipes import PIPES
 from labkit.memory.estimate.queues import hold_pools, hold_queues
 from labkit.memory.estimate.values import KnownValues
 
@@ -110,9 +110,8 @@ class Checkpoints:
         # The storages of a checkpoint; pickle alone has one for each tensor.
         self._storages: dict[int | None, SavedStorage] = {}
         self._overlay = FileOverlay()
-        self.pipes = HeldPipes(self._overlay.threads)
+        self.pipes, self.locks = PIPES, LOCKS
         self._overlay.see_opened = self.pipes.hold_new
-        self.locks = HeldLocks(self._overlay.threads)
         # Of each thread: whether it pickles, and whether it has met a fake tensor meanwhile.
         self._state = threading.local()
         self._lock = threading.RLock()
@@ -144,8 +143,8 @@ class Checkpoints:
         threads = self._overlay.threads
         stack.enter_context(hold_queues(threads.includes_this, lambda: threads.is_own, note))
         stack.enter_context(hold_pools(threads))
-        stack.enter_context(self.pipes.open(note))
-        stack.enter_context(self.locks.open(note))
+        stack.enter_context(self.pipes.open(self._overlay.threads, note))
+        stack.enter_context(self.locks.open(self._overlay.threads, note))
         stack.enter_context(hold_hdf5(threads.includes_this, note, self.refuse))
         for owner, names in self._list_savers().items():
             stack.enter_context(replace_attributes(owner, **names))

@@ -466,20 +466,26 @@ def _put_configurations(entries: dict[Any, Any]) -> None:
             entry.user_override, module._is_dirty = value, True
 
 
-Logger = tuple[Any, int, bool, bool, list[Any], list[Any]]
+# Torch alone has some hundred loggers: what few of them have is kept by their places.
+Loggers = tuple[list[Any], list[tuple[Any, ...]], dict[int, tuple[list[Any], list[Any]]]]
+READ_LOGGER = operator.attrgetter("level", "disabled", "propagate")
 
 
-def _read_loggers() -> list[Logger]:
+def _read_loggers() -> Loggers:
     known = [logging.root, *list(logging.root.manager.loggerDict.values())]
-    return [
-        (one, one.level, one.disabled, one.propagate, one.handlers[:], one.filters[:])
-        for one in known
-        if isinstance(one, logging.Logger)
-    ]
+    loggers = [one for one in known if isinstance(one, logging.Logger)]
+    lists = {
+        place: (one.handlers[:], one.filters[:])
+        for place, one in enumerate(loggers)
+        if one.handlers or one.filters
+    }
+    return loggers, [*map(READ_LOGGER, loggers)], lists
 
 
-def _put_loggers(loggers: list[Logger]) -> None:
-    for logger, level, disabled, propagate, handlers, filters in loggers:
+def _put_loggers(kept: Loggers) -> None:
+    for place, (logger, values) in enumerate(zip(*kept[:2], strict=True)):
+        level, disabled, propagate = values
+        handlers, filters = kept[2].get(place, ([], []))
         if logger.level != level:
             logger.setLevel(level)
         logger.disabled, logger.propagate = disabled, propagate
@@ -487,7 +493,8 @@ def _put_loggers(loggers: list[Logger]) -> None:
             one.close()
         if logger.handlers != handlers:
             logger.handlers[:] = handlers
-        logger.filters[:] = filters
+        if logger.filters != filters:
+            logger.filters[:] = filters
 
 
 def list_handlers() -> list[logging.Handler]:
