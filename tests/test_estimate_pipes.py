@@ -159,6 +159,12 @@ def test_a_process_from_before_gets_nothing():
         assert child.communicate(b"real")[0].strip() == b"real"
 
 
+def test_a_step_may_ask_whether_a_process_is_there():
+    assert run(os.kill, os.getppid(), 0).obstacle is None
+    obstacle = run(os.kill, os.getppid(), signal.SIGWINCH).obstacle
+    assert "would send a signal" in obstacle.reason
+
+
 @pytest.mark.parametrize("name", ["terminate", "kill"])
 def test_a_process_from_before_goes_on(name):
     with subprocess.Popen(["sleep", "60"]) as child:

@@ -280,8 +280,8 @@ class ChangeGuard:
             if event in PROCESSES:
                 self._judge_process(event, arguments)
             elif event in SIGNALS:
-                # A process that has been started may be stopped.
-                if not CHILDREN.search(_find_inner()):
+                # A process that has been started may be stopped; 0 asks whether there is one.
+                if arguments[1] and not CHILDREN.search(_find_inner()):
                     self._stop(event, arguments[0], f"would send a signal: {LEAVE_OUT}")
             elif event == "open":
                 self._judge_open(*arguments)
