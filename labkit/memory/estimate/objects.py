@@ -195,6 +195,11 @@ class KeptObjects:
                 self.seen.add(find_number(module))
                 self.keep(restore_names, vars(module), dict(vars(module)))
                 self.follow(vars(module).values())
+        self._keep_all()
+        self._hold()
+
+    def _keep_all(self) -> None:
+        """Keeps what can be reached from the objects that are to be looked at."""
         left = self._left
         while left and len(self._kept) - self.elements < MOST_OBJECTS:
             one = left.popleft()
@@ -213,6 +218,9 @@ class KeptObjects:
                 self.seen.add(find_number(one))
                 keeper(self, one)
         left.clear()
+
+    def _hold(self) -> None:
+        """Puts copies, and what refuses, in the place of what moves on."""
         made = {
             find_number(one): getattr(os, one.__name__) for one in UNHEARD if self._keeps_unheard
         }
