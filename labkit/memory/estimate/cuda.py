@@ -105,7 +105,7 @@ def replace_attributes(owner: Any, **values: object) -> Replacement:
 class MadeReplacements:
     """Replacements that are made once: making some hundred takes as long as a small step.
 
-    ``make`` lists owners and what replaces which of their attributes. They are made anew when
+    ``make`` lists owners and what replaces which of their attributes. They are made again when
     another module of ``modules`` is loaded, or something else has replaced one of the originals.
     """
 
