@@ -1093,6 +1093,8 @@ def test_what_torch_asks_for_itself_is_answered():
         (lambda: (one for one in "ab"), "returned a generator"),
         (lambda: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda: exit(3), "raised SystemExit: 3"),
+        (lambda: os._exit(4), "raised SystemExit: 4"),
+        (lambda: [os.abort()], "raised SystemExit"),
         (lambda: nn.Linear(2, 2)(torch.ones(1, 3)), "raised RuntimeError: a and b must"),
         (lambda batch: None, "missing a required argument: 'batch'"),
         (lambda model, data: None, r"\(model, data\) cannot make a step: missing"),

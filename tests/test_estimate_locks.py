@@ -45,6 +45,16 @@ def make_set(kind):
     return one
 
 
+def set_and_join(event, thread):
+    event.set()
+    thread.join()
+
+
+def start_once(thread):
+    if not thread.is_alive():
+        thread.start()
+
+
 def acquire(one):
     assert one.acquire()
 
@@ -142,14 +152,9 @@ def test_a_method_that_something_keeps_changes_nothing():
 
 def test_an_event_that_another_thread_sets_meanwhile_is_seen():
     ready = threading.Event()
-    timer = threading.Timer(0.05, ready.set)
-
-    def wait():
-        if not timer.ident:
-            timer.start()
-        assert ready.wait()
-
-    assert run(wait).obstacle is None
+    timer = threading.Timer(0.3, ready.set)
+    timer.start()
+    assert run(ready.wait).obstacle is None
     timer.join()
 
 
@@ -210,3 +215,46 @@ def test_a_pool_of_threads_from_before_works_for_the_step(kind, tmp_path):
         run(lambda: [*pool.map(write, ["fake"])])
         assert path.read_text() == "real"
         assert [*pool.map(Path.read_text, [path])] == ["real"]
+
+
+def test_a_thread_from_before_is_joined_for_a_moment():
+    event = threading.Event()
+    thread = threading.Thread(target=event.wait, daemon=True)
+    thread.start()
+    with pytest.raises(UsageError, match="waits for a Thread that was made before"):
+        run(set_and_join, event, thread)
+    assert thread.is_alive() and not event.is_set()
+    run(lambda: thread.join(0.01))
+    event.set()
+    thread.join()
+    assert run(thread.join).obstacle is None
+
+
+def test_a_timer_from_before_goes_on():
+    timer = threading.Timer(60, print)
+    timer.start()
+    assert "a Timer that was made before is dropped" in run(timer.cancel).notes[0]
+    assert not timer.finished.is_set()
+    timer.cancel()
+    timer.join()
+
+
+def test_a_thread_from_before_is_not_started():
+    thread = threading.Thread(target=print)
+    with pytest.raises(UsageError, match="starts a Thread that was made before"):
+        run(start_once, thread)
+    thread.start()
+    thread.join()
+
+
+def test_threads_and_timers_of_the_step_work():
+    def work():
+        timer, thread = threading.Timer(60, print), threading.Thread(target=len, args=("a",))
+        timer.start()
+        thread.start()
+        timer.cancel()
+        timer.join()
+        thread.join()
+
+    estimate = run(work)
+    assert (estimate.obstacle, estimate.notes) == (None, ())

@@ -174,6 +174,32 @@ def test_a_process_from_before_goes_on(name):
         assert child.wait() == -signal.SIGKILL
 
 
+def end_and_wait(child, name):
+    getattr(child, name)()
+    if isinstance(child, subprocess.Popen):
+        assert child.wait() < 0 and child.wait(timeout=5) < 0 and child.poll() < 0
+    else:
+        child.join()
+
+
+@pytest.mark.parametrize("name", ["terminate", "kill"])
+@pytest.mark.parametrize("is_popen", [True, False], ids=["subprocess", "multiprocessing"])
+def test_the_step_does_not_wait_for_a_process_that_it_has_ended(name, is_popen):
+    begun = time.monotonic()
+    if is_popen:
+        child = subprocess.Popen(["sleep", "60"])
+    else:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+    try:
+        assert run(end_and_wait, child, name).obstacle is None
+        assert (child.poll() is None) if is_popen else child.is_alive()
+    finally:
+        child.kill()
+        child.wait() if is_popen else child.join()
+    assert time.monotonic() - begun < 50
+
+
 @pytest.mark.parametrize("name", ["terminate", "kill"])
 def test_a_process_of_multiprocessing_from_before_goes_on(name):
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

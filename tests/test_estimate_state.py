@@ -142,6 +142,9 @@ SETTINGS = {
     "locale": (
         lambda: locale.setlocale(locale.LC_NUMERIC),
         lambda: locale.setlocale(locale.LC_NUMERIC, "C.UTF-8")),
+    "masked signals": (
+        lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})),
     "signal": (
         lambda: signal.getsignal(signal.SIGUSR1),
         lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN)),

@@ -300,6 +300,7 @@ def test_options_of_a_fence_and_of_lines():
         "error": True,
     }
     assert read_lines("#| error = TRUE\n#| eval = FALSE\n1") == {"error": True, "eval": False}
+    assert read_lines("# | eval: false\n1") == {"eval": False}  # as formatters write it
     assert read_lines("1\n#| eval: false") == {}
 
 

@@ -242,7 +242,8 @@ def count_blocks(text: str) -> int:
 
 # Options of a chunk.
 
-OPTION = re.compile(r"^\s*#\| ?(.*)$")
+# Formatters write "# |", which Quarto and knitr read, too.
+OPTION = re.compile(r"^\s*# ?\| ?(.*)$")
 _QUOTED = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'")
 _FENCE_OPTION = re.compile(r"(?:^|[\s,{])(eval|error)\s*=\s*((?:[^\s,()\[\]{}]|\([^()]*\))+)")
 _GLOBAL_OPTIONS = re.compile(r"opts_chunk\$set\(((?:[^()]|\([^()]*\))*)\)")

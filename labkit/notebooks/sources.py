@@ -445,7 +445,7 @@ def note_not_run(notebook: Any) -> list[str]:
 
 
 # A cell of any language may begin with options, in comments of its language.
-ANY_OPTION = re.compile(r"(?:#|//|--|%)\|")
+ANY_OPTION = re.compile(r"(?:#|//|--|%) ?\|")
 LABEL = re.compile(ANY_OPTION.pattern + r"\s*label:\s*(?P<quote>[\"']?)(?P<label>.*\S)(?P=quote)$")
 
 

@@ -254,6 +254,8 @@ class ChangeGuard:
             executor = pools.ThreadPoolExecutor
             submit = self._threads.lend(executor.submit)
             stack.enter_context(replace_attributes(executor, submit=submit))
+            ends = {name: self._end_step(getattr(os, name)) for name in ("_exit", "abort")}
+            stack.enter_context(replace_attributes(os, **ends))
             for kind in (context.SpawnProcess, context.ForkServerProcess):
                 start = staticmethod(functools.partial(self._start_process, kind._Popen))
                 stack.enter_context(replace_attributes(kind, _Popen=start))
@@ -266,6 +268,19 @@ class ChangeGuard:
             _GUARDS.append(self)
             stack.callback(self._end)
             yield
+
+    def _end_step(self, end: Callable[..., Any]) -> Callable[..., Any]:
+        """``os._exit`` and ``os.abort``, which end the step as ``sys.exit`` does."""
+        process = os.getpid()
+
+        @functools.wraps(end)
+        def answer(*given: Any, **named: Any) -> Any:
+            # What the step has forked may end itself.
+            if os.getpid() == process and self._threads.includes_this():
+                raise SystemExit(*given, *named.values())
+            return end(*given, **named)
+
+        return answer
 
     def _end(self) -> None:
         self._threads.end()

@@ -23,6 +23,7 @@ from labkit.memory.track.frames import OWN, judge_file
 
 FIX = "let the step make it, or leave the waiting out of the step"
 CAUSE = "what the step sets, releases or puts is not seen by others, who may wait for it"
+STARTS = "a thread starts only once, and the real step is to start it"
 SIGNALED = "what the step signals by a {} that was made before is dropped"
 MADE = "labkit_made"
 # How long the step waits for what another thread may do, and how often it looks.
@@ -69,6 +70,12 @@ class HeldLocks:
             names = {one: self._wrap_signal(kind, one) for one in ("notify", "notify_all")}
             names |= {one: self._wrap_await(kind, one) for one in ("wait", "wait_for")}
             yield kind, names | {"__init__": self._mark(kind)}
+        kind = threading.Thread
+        yield kind, {
+            "__init__": self._mark(kind), "join": self._wrap_join(kind.join),
+            "start": self._wrap_start(kind.start),
+        }  # fmt: skip
+        yield threading.Timer, {"cancel": self._wrap_signal(threading.Timer, "cancel")}
         kind = threading.Semaphore
         acquire = self._wrap_acquire(kind.acquire)
         yield kind, {
@@ -152,6 +159,27 @@ class HeldLocks:
             article = "an" if name[0] in "AEIOU" else "a"
             raise LiveIteratorError(f"{article} {name}", FIX, "waits for", CAUSE)
         return False
+
+    def _wrap_join(self, join: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(join)
+        def answer(one: Any, timeout: float | None = None) -> None:
+            if timeout is not None or not self._holds(one):
+                join(one, timeout)
+                return
+            join(one, LONGEST)
+            if one.is_alive():
+                self._give_up(one, None)
+
+        return answer
+
+    def _wrap_start(self, start: Callable[[Any], None]) -> Callable[[Any], None]:
+        @functools.wraps(start)
+        def answer(one: Any) -> None:
+            if self._holds(one) and one.ident is None and self._threads.is_own:
+                raise LiveIteratorError(f"a {type(one).__name__}", FIX, "starts", STARTS)
+            start(one)
+
+        return answer
 
     def _wrap_signal(self, kind: Any, name: str) -> Callable[..., None]:
         act = getattr(kind, name)

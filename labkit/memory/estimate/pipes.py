@@ -17,6 +17,7 @@ import functools
 import io
 import os
 import re
+import signal
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,8 @@ class HeldPipes:
         self._taking: set[Key] = set()
         # The copies of descriptors that the step has replaced, and where those of files were.
         self._replaced: dict[int, int] = {}
+        # By the object's id: the processes that the step has ended, and what their end says.
+        self._ended: dict[int, tuple[Any, int]] = {}
         self._places: dict[int, int] = {}
 
     @property
@@ -107,6 +110,7 @@ class HeldPipes:
         self._look()
         with contextlib.ExitStack() as stack:
             stack.callback(self._give_back)
+            stack.callback(self._ended.clear)
             for owner, names in (*self._functions.find(), *self._methods.find()):
                 stack.enter_context(Replacement(owner, names))
             yield
@@ -197,12 +201,14 @@ class HeldPipes:
         if processes is not None:
             kind = processes.Popen
             begin = self._mark(kind.__init__)
-            talk, signal = self._wrap_process(kind.communicate), self._wrap_end(kind.send_signal)
-            yield kind, {"__init__": begin, "communicate": talk, "send_signal": signal}
+            talk, end = self._wrap_process(kind.communicate), self._wrap_end(kind.send_signal)
+            names = {"__init__": begin, "communicate": talk, "send_signal": end}
+            yield kind, names | {one: self._wrap_await(kind, one) for one in ("wait", "poll")}
         forks: Any = sys.modules.get("multiprocessing.process")
         if forks is not None:
             kind = forks.BaseProcess
-            yield kind, {one: self._wrap_end(getattr(kind, one)) for one in ("terminate", "kill")}
+            names = {one: self._wrap_end(getattr(kind, one)) for one in ("terminate", "kill")}
+            yield kind, names | {"join": self._wrap_await(kind, "join")}
 
     def _sends(self, number: int) -> bool:
         """True for a pipe or socket from before, with which the step's own code works."""
@@ -410,8 +416,21 @@ class HeldPipes:
             # Torch ends the workers of its own loaders.
             if is_held and find_caller()[0] == USER:
                 self._note(ENDED)
+                self._ended[id(one)] = one, -int(next(iter(given), signal.SIGTERM))
             else:
                 end(one, *given)
+
+        return answer
+
+    def _wrap_await(self, kind: Any, name: str) -> Callable[..., Any]:
+        """What waits for a process: one that the step has ended has ended, for the step."""
+        wait = getattr(kind, name)
+
+        @functools.wraps(wait)
+        def answer(one: Any, *given: Any, **named: Any) -> Any:
+            if id(one) in self._ended and self._threads.includes_this():
+                return None if name == "join" else self._ended[id(one)][1]
+            return wait(one, *given, **named)
 
         return answer
 

@@ -275,6 +275,12 @@ def _list_system() -> Iterator[Setting]:
     if hasattr(signal, "setitimer"):
         yield Setting("alarm", _read_alarm, _set_alarm)
     yield Setting("signals", _read_signals, _put_signals)
+    if hasattr(signal, "pthread_sigmask"):
+        yield Setting(
+            "signal.pthread_sigmask",
+            lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+            functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK),
+        )
 
 
 def import_optional(name: str) -> ModuleType | None:
