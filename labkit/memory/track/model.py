@@ -166,7 +166,10 @@ def sum_categories(storages: Iterable[Storage]) -> dict[str, int]:
 
 
 def sum_lines(storages: Iterable[Storage], most: int | None = None) -> tuple[LineUse, ...]:
-    """The lines that allocated these storages, the one that holds most first."""
+    """The lines that allocated these storages, the one that holds most first.
+
+    Lines that hold as much stand in the order of the file: when storages were freed does not count.
+    """
     frames: dict[tuple[str, int] | None, Frame | None] = {}
     held: Counter[tuple[str, int] | None] = Counter()
     count: Counter[tuple[str, int] | None] = Counter()
@@ -176,5 +179,5 @@ def sum_lines(storages: Iterable[Storage], most: int | None = None) -> tuple[Lin
         frames.setdefault(line, frame)
         held[line] += one.bytes
         count[line] += 1
-    ranked = [(line, total) for line, total in held.most_common(most) if total]
-    return tuple(LineUse(frames[line], total, count[line]) for line, total in ranked)
+    lines = sorted(filter(held.get, held), key=lambda line: (-held[line], line or ("", 0)))
+    return tuple(LineUse(frames[line], held[line], count[line]) for line in lines[:most])
