@@ -98,6 +98,18 @@ def test_a_clone_has_a_makefile_and_services(tmp_path):
     assert not in_clone(tmp_path / "labkit")
 
 
+def run_module(words, folder, environment):
+    """What ``python -m labkit`` prints in a folder, and its exit code."""
+    return subprocess.run(
+        [sys.executable, "-m", "labkit", *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+    )
+
+
 def test_a_user_without_a_clone_reads_commands_that_run(tmp_path):
     shutil.copytree(
         ROOT / "labkit", tmp_path / "labkit", ignore=shutil.ignore_patterns("__pycache__")
@@ -105,14 +117,7 @@ def test_a_user_without_a_clone_reads_commands_that_run(tmp_path):
     environment = {**compose_environment(), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)}
     environment.pop("LABKIT_HOME", None)
     for words, advice in ((["up"], "-m labkit lab DIR"), (["runn"], "-m labkit run")):
-        made = subprocess.run(
-            [sys.executable, "-m", "labkit", *words],
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-        )
+        made = run_module(words, tmp_path, environment)
         assert made.returncode == 2
         assert f"{shlex.quote(sys.executable)} {advice}" in made.stderr
         assert "make up" not in made.stderr
@@ -133,14 +138,7 @@ def test_a_clone_that_is_used_from_another_folder_names_commands_that_run(tmp_pa
     environment = {**compose_environment(), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     for name in ("LABKIT_HOME", "LABKIT_MAKE", "LABKIT_WORKSPACE"):
         environment.pop(name, None)
-    made = subprocess.run(
-        [sys.executable, "-m", "labkit", *words],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**environment, "LABKIT_STATE": str(tmp_path / "state")},
-    )
+    made = run_module(words, tmp_path, {**environment, "LABKIT_STATE": str(tmp_path / "state")})
     said = made.stdout + made.stderr
     assert advice in said
     assert "make up" not in said

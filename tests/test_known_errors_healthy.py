@@ -94,6 +94,8 @@ def test_a_counter_at_zero_or_an_empty_field_is_no_failure(line):
         'level=error msg="x" count=0',
         "error: 0x80070005",
         "error: 0.5 is not a valid value",
+        "ValueError: 0.5",
+        "critical: 0.5",
         "error: 0 is not a valid value",
         '{"level":"error","message":"connect failed","retries":0}',
     ],

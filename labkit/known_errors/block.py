@@ -7,6 +7,7 @@ contain the words that its text requires, and there only in the lines around the
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property, partial
@@ -97,7 +98,7 @@ SLACK = 8
 FEW_PLACES = 12
 
 # A place in a part of the text, from one position up to another, of what is searched for; if it
-# is not there, the next place, or -1.
+# is not there, -1, or where it is known, the next place.
 _Find = Callable[[int, int], int]
 
 
@@ -297,9 +298,9 @@ def _list_hits(
 
 
 def _find_place(places: Sequence[int], start: int, end: int) -> int:
-    """The first of these places from ``start`` on, also one after ``end``; -1 if there is none."""
+    """The first of these places from ``start`` on, also after ``end``; far beyond if none is."""
     index = bisect_left(places, start)
-    return places[index] if index < len(places) else -1
+    return places[index] if index < len(places) else sys.maxsize
 
 
 def _has_any(text: str, choices: Sequence[str]) -> bool:

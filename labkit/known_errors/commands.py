@@ -821,7 +821,6 @@ class _Windows:
         self, *, is_comment: bool
     ) -> list[tuple[str, str | Callable[[re.Match[str]], str]]]:
         shell = self._powershell
-        temporary = "$env:TEMP" if shell else "%TEMP%"
         rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
             (rf"{_START}export (?P<all>{_ASSIGNMENTS})", self._set),
             (rf"{_START}(?P<all>(?:[A-Za-z]\w*={_VALUE} )+){_PROGRAM}", self._set_first),
@@ -838,39 +837,7 @@ class _Windows:
             ),
         ]
         if not is_comment:
-            rules += [
-                (rf"{_START}head -c \d+ (?P<path><[^>]+>|[^\s;,]+)", self._show_start),
-                (rf"{_START}head -n ?\d+ (?P<path><[^>]+>|[^\s;,]+)", self._show_start),
-                (
-                    rf"{_START}sed -i [\"']s/(?P<old>[^/]+)/(?P<new>[^/]+)/g?[\"'] "
-                    r"(?P<path>[^\s;,]+)",
-                    self._replace_in_file,
-                ),
-                (
-                    rf"{_START}find (?P<folder><[^>]+>|\S+) -type d -name (?P<path>[^\s;,]+)",
-                    self._find_folders,
-                ),
-                (
-                    rf"{_START}sed -i '/(?P<old>[^/]+)/d' (?P<path>[^\s;,]+)",
-                    self._delete_lines,
-                ),
-                (rf"{_START}kill (?P<id>\{{[^}}]+\}}|<[^>]+>|\d+)", r"taskkill /f /pid \g<id>"),
-                (r"~/miniconda3/bin/activate", r"~/miniconda3/Scripts/activate"),
-                (rf"{_START}source ", ""),
-                (rf"{_START}sed -n [\"']?(?P<line>[^\"']+)p[\"']? ", r"more +\g<line> "),
-                (rf"{_START}mv (?=\S)", "move "),
-                (rf"{_START}cp -r (?P<path><[^>]+>|\S+) ", r"xcopy /e /i \g<path> "),
-                (rf"{_START}cp (?=\S)", "copy "),
-                (rf"{_START}ls(?=$|;| &|   #)", "dir"),
-                (r"\./webui\.sh", "webui.bat"),
-                (rf"{_START}rm (-rf? )?(?P<path>[^\s;,]+)", self._remove),
-                (rf"{_START}mkdir -p ", "mkdir "),
-                (rf"{_START}ls (?:-\w+ )?(?=[<{{*.~\w])", "dir "),
-                (rf"{_START}cat (?=[<{{*.~%$\w])", "type "),
-                (rf"{_START}which ", "where.exe "),
-                (r" \| (?:head|tail)(?: -n? ?\d+)?", ""),
-                (r"(?<![\w.~/])/tmp/(?=[\w<])", lambda _: f"{temporary}\\"),
-            ]
+            rules += self._list_command_rules()
         home = "$HOME" if shell else "%USERPROFILE%"
         return [
             *rules,
@@ -878,6 +845,43 @@ class _Windows:
                 r"(?:~|\$HOME)/([\w.][\w./-]*)",
                 lambda found: home + _backslash(f"/{found[1]}"),
             ),
+        ]
+
+    def _list_command_rules(self) -> list[tuple[str, str | Callable[[re.Match[str]], str]]]:
+        """What is replaced in commands alone: in a comment these are words."""
+        temporary = "$env:TEMP" if self._powershell else "%TEMP%"
+        return [
+            (rf"{_START}head -c \d+ (?P<path><[^>]+>|[^\s;,]+)", self._show_start),
+            (rf"{_START}head -n ?\d+ (?P<path><[^>]+>|[^\s;,]+)", self._show_start),
+            (
+                rf"{_START}sed -i [\"']s/(?P<old>[^/]+)/(?P<new>[^/]+)/g?[\"'] "
+                r"(?P<path>[^\s;,]+)",
+                self._replace_in_file,
+            ),
+            (
+                rf"{_START}find (?P<folder><[^>]+>|\S+) -type d -name (?P<path>[^\s;,]+)",
+                self._find_folders,
+            ),
+            (
+                rf"{_START}sed -i '/(?P<old>[^/]+)/d' (?P<path>[^\s;,]+)",
+                self._delete_lines,
+            ),
+            (rf"{_START}kill (?P<id>\{{[^}}]+\}}|<[^>]+>|\d+)", r"taskkill /f /pid \g<id>"),
+            (r"~/miniconda3/bin/activate", r"~/miniconda3/Scripts/activate"),
+            (rf"{_START}source ", ""),
+            (rf"{_START}sed -n [\"']?(?P<line>[^\"']+)p[\"']? ", r"more +\g<line> "),
+            (rf"{_START}mv (?=\S)", "move "),
+            (rf"{_START}cp -r (?P<path><[^>]+>|\S+) ", r"xcopy /e /i \g<path> "),
+            (rf"{_START}cp (?=\S)", "copy "),
+            (rf"{_START}ls(?=$|;| &|   #)", "dir"),
+            (r"\./webui\.sh", "webui.bat"),
+            (rf"{_START}rm (-rf? )?(?P<path>[^\s;,]+)", self._remove),
+            (rf"{_START}mkdir -p ", "mkdir "),
+            (rf"{_START}ls (?:-\w+ )?(?=[<{{*.~\w])", "dir "),
+            (rf"{_START}cat (?=[<{{*.~%$\w])", "type "),
+            (rf"{_START}which ", "where.exe "),
+            (r" \| (?:head|tail)(?: -n? ?\d+)?", ""),
+            (r"(?<![\w.~/])/tmp/(?=[\w<])", lambda _: f"{temporary}\\"),
         ]
 
     def _set(self, found: re.Match[str]) -> str:

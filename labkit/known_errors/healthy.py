@@ -1,4 +1,4 @@
-"""Forms in which a healthy log names errors: counters at zero, empty fields, a level to log."""
+"""Forms in which a healthy log names errors: counters at zero, metrics, empty fields, a level."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ _FORMS = (
     rf"\b(?:last)?{_WORD}(?:[ _](?:count|total))?\W{{1,4}}{_NOTHING}"
     r"(?=\s*$|[,;)}\]|]| of \d|\s{1,4}\w{1,40}[=:])",
     rf"\[{_WORD}\]\W{{0,3}}{_NOTHING}\s*$",
+    # What a program has measured: a number with a point, at the end or before another one.
+    r"^(?:\S{1,160} )?errors?: -?\d{0,9}\.\d[\d.e+-]{0,20}%?(?:$|[,;|)]|\s\s|\s{1,4}\w{1,20}[:=])",
     # What is to be logged.
     rf"\blog(?:ging)?[ _-]?level\W{{0,3}}(?:(?:set )?to |is )?\W?{_WORD}\b",
 )

@@ -198,7 +198,7 @@ class Expression:
         """
         return find_pairs(self._branch.literals)
 
-    @property
+    @cached_property
     def texts(self) -> list[tuple[str, ...]]:
         """Groups of texts in lower case, each blank a space: a match contains one of each.
 

@@ -14,16 +14,14 @@ from labkit.known_errors.index import Index
 from labkit.known_errors.model import KnownError
 from labkit.known_errors.read import NumberedLines
 
-# A number with a point, at the end or before another one, is what a program has measured.
-_NO_METRIC = r"(?!-?\d{0,9}\.\d[\d.e+-]{0,20}%?(?:$|[,;|)]|\s{2}|\s\w{1,20}[:=]))"
 # By the forms in which programs report failures, whatever failed: never shown as a known error.
 FAILURE = KnownError(
     "failure",
     (
         r"Traceback \(most recent call last\)",
-        rf"^(?:\S{{1,160}} )?(?:error|fatal|panic|critical): {_NO_METRIC}",
+        r"^(?:\S{1,160} )?(?:error|fatal|panic|critical): ",
         r"^(?:\S{1,160} )?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
-        rf"^(?:\w{{1,40}}\.){{0,8}}\w{{0,40}}(?-i:Error|Exception)(?:: {_NO_METRIC}|$)",
+        r"^(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception)(?:: |$)",
         r"\blevel=(?:error|fatal|panic)\b",
         r"\"(?:level|severity|lvl)\":\s?\"(?:error|fatal|panic|critical)\"",
         r"^E\d{4} \d\d:\d\d:\d\d\.\d{6} .{1,60}\.go:\d{1,5}\] ",
