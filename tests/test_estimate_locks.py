@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging.handlers
 import multiprocessing
 import multiprocessing.pool
+import queue
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -228,6 +230,17 @@ def test_a_thread_from_before_is_joined_for_a_moment():
     event.set()
     thread.join()
     assert run(thread.join).obstacle is None
+
+
+def test_a_listener_from_before_is_not_waited_for():
+    listener = logging.handlers.QueueListener(queue.Queue(), logging.NullHandler())
+    listener.start()
+    thread = listener._thread
+    with pytest.raises(UsageError, match="waits for a Thread that was made before"):
+        run(listener.stop)
+    assert thread.is_alive()
+    listener.queue.put(None)
+    thread.join()
 
 
 def test_a_timer_from_before_goes_on():

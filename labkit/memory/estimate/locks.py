@@ -163,7 +163,9 @@ class HeldLocks:
     def _wrap_join(self, join: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(join)
         def answer(one: Any, timeout: float | None = None) -> None:
-            if timeout is not None or not self._holds(one):
+            # Python joins for the step, too: a listener of logging's, as it stops.
+            is_held = not hasattr(one, MADE) and self._threads.includes_this()
+            if timeout is not None or not is_held:
                 join(one, timeout)
                 return
             join(one, LONGEST)
