@@ -198,6 +198,21 @@ def lab_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabServer]:
 
 
 @pytest.fixture(autouse=True)
+def _current_folder(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves the next ones in another folder: what they see depends on it."""
+    os.chdir(ROOT)
+    folder = Path.cwd()
+    yield
+    try:
+        left = Path.cwd()
+    except OSError:  # it was deleted
+        left = None
+    os.chdir(ROOT)
+    if left != folder:
+        pytest.fail(f"{request.node.name} left the current folder at {left}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
 def _threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that tests of other files have left do not count as the program's."""
     opened = sys.modules.get("labkit.memory.estimate.opened")

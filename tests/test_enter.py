@@ -156,6 +156,7 @@ def container(checkout, planned):
 def attached(monkeypatch):
     """What would have run in a container."""
     calls = []
+    monkeypatch.chdir(os.curdir)  # the tools run in the checkout's
     monkeypatch.setattr(
         "labkit.launch.compose.run_attached",
         lambda words, environment=None, *, stop: calls.append(list(words)) or 7,
