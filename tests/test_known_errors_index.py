@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import count
+
 import pytest
 
 from labkit.host.packages import Fix
-from labkit.known_errors import KNOWN_ERRORS, block
+from labkit.known_errors import KNOWN_ERRORS, block, scan
 from labkit.known_errors.index import TEXTS_COUNTED, Index, join_digits, split_letters
 from labkit.known_errors.match import explain_text
 from labkit.known_errors.model import Expression, KnownError
+from labkit.known_errors.scan import FAILURE, SHORT_CHARACTERS, SHORT_TEXTS
 
 # Lines of healthy logs, with words that many known errors have.
 HEALTHY = {
@@ -103,6 +107,64 @@ def test_every_sample_is_possible_for_its_own_error():
             chunk = block.Chunk(sample, 0, range(sample.count("\n") + 1))
             numbers = index.list_possible(chunk.letters, chunk.digits, ())
             assert any(index.plans[number].error is error for number in numbers), sample
+
+
+def test_every_match_has_the_plain_words_of_its_expression():
+    for error in KNOWN_ERRORS:
+        for sample in error.samples:
+            chunk = block.Chunk(sample, 0, range(sample.count("\n") + 1))
+            for expression in error.expressions:
+                if expression.regex.search("\n".join(chunk.own_lines)):
+                    missing = [w for w in expression.plain_words if w not in chunk.squeezed]
+                    assert not missing, (expression.pattern, sample)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (r"\x1berrors? in file\w", ["error", "file"]),
+        (r"(?:could(?: not)?|will) open(?P<x>ed) [abcd]path{0,2} gone+", ["open", "gone"]),
+        (r"path{0,2} nodes* Cuda\.core", ["node", "cuda", "core"]),
+    ],
+)
+def test_plain_words_are_only_what_no_sign_makes_optional(pattern, words):
+    assert Expression(pattern).plain_words == words
+
+
+def test_a_short_text_is_asked_for_the_same_of_fewer_expressions():
+    everything = Index(KNOWN_ERRORS)
+    samples = [sample for error in KNOWN_ERRORS for sample in error.samples]
+    for sample in samples[:: len(samples) // 12]:
+        chunk = block.Chunk(sample, 0, range(sample.count("\n") + 1))
+        few = Index(KNOWN_ERRORS, chunk.squeezed)
+        assert len(few.plans) < len(everything.plans) / 4
+        asked = [
+            {index.plans[number].expression for number in numbers}
+            for index in (few, everything)
+            for numbers in [index.list_possible(chunk.letters, chunk.digits, ())]
+        ]
+        assert asked[0] == {e for e in asked[1] if all(w in chunk.squeezed for w in e.plain_words)}
+        assert asked[0]
+
+
+def test_after_a_few_short_texts_all_plans_are_read_once(monkeypatch):
+    made, everything = [], Index((*KNOWN_ERRORS, FAILURE))
+    monkeypatch.setattr(scan, "_texts_asked", count())
+    monkeypatch.setattr(scan, "index_all", cache(lambda: made.append("all") or everything))
+    text = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
+    first = explain_text(text)
+    assert not made
+    for _ in range(SHORT_TEXTS + 1):
+        assert explain_text(text) == first
+    assert made == ["all"]
+
+
+def test_a_long_text_is_searched_for_all(monkeypatch):
+    monkeypatch.setattr(scan, "_texts_asked", count())
+    monkeypatch.setattr(scan, "index_all", cache(lambda: Index([])))
+    text = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
+    assert explain_text(text).found
+    assert not explain_text(f"{text}\n" * (SHORT_CHARACTERS // len(text) + 1)).found
 
 
 ENCODED = "Zm9vYmFyZXJyb3I3bm90Zm91bmQ4ZXJyb3IxOWFiY2RlZjU2Nzg5MGFiY2RlZmdoaWo5MTI3"

@@ -383,6 +383,10 @@ class LogBlock:
         """The block's text in lower case, in English."""
         return self._text
 
+    def join_searched(self) -> str:
+        """What errors are looked for in: the cleaned text in lower case, with single blanks."""
+        return "".join([chunk.squeezed for chunk in self._chunks])
+
     def list_possible(self, index: Index, ended: Collection[str]) -> _Possible:
         """The errors that the block may show, but those with ``ended`` names, with their plans."""
         found: dict[int, list[Chunk]] = {}

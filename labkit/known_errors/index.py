@@ -189,14 +189,20 @@ _Check = tuple[int, frozenset[int], Sequence[frozenset[int]], Sequence[bytes], s
 
 
 class Index:
-    """The plans of known errors' expressions, by what is rare in the texts read so far."""
+    """The plans of known errors' expressions, by what is rare in the texts read so far.
 
-    def __init__(self, known: Iterable[KnownError]) -> None:
+    For one ``text``, in lower case, only the expressions that may match it: to read the plans of
+    all takes longer than to search a short text.
+    """
+
+    def __init__(self, known: Iterable[KnownError], text: str | None = None) -> None:
         self.plans: list[SearchPlan] = []
         self._vocabulary = _Vocabulary()
         counts: Counter[tuple[str, ...]] = Counter()
         for error in known:
             for expression in error.expressions:
+                if text is not None and not all(word in text for word in expression.plain_words):
+                    continue
                 clauses = self._list_clauses(expression)
                 self.plans.append(SearchPlan(error, expression, clauses, counts))
                 counts.update(expression.texts)
@@ -207,11 +213,6 @@ class Index:
         self._seen: Counter[int] = Counter()
         self._count = 0
         self._choose_keys()
-
-    @cached_property
-    def passing(self) -> frozenset[str]:
-        """The names of errors that a log may show to have passed."""
-        return frozenset(plan.error.name for plan in self.plans if plan.error.passes)
 
     def list_possible(
         self, words: Sequence[bytes], digits: bytes, ended: Collection[str]

@@ -29,6 +29,11 @@ _PIECE = re.compile(
     r"|(?:(?P<class>\[\^?\]?(?:\\.|[^\]\\])*\])|\\x(?P<code>[0-9a-f]{2})|\\(?P<escaped>.)|(?P<plain>.))"
     r"(?P<repeat>[?*+]|\{\d*,?\d*\})?"
 )
+# What is no plain text: escapes and classes, and then the innermost groups.
+_ESCAPE_OR_CLASS = re.compile(r"\\x[0-9a-f]{2}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")
+_INNER_GROUP = re.compile(r"\([^()]*\)")
+# Letters that a match has as they are: not the last one before a sign that makes it optional.
+_PLAIN_WORD = re.compile(r"[a-z]{4,}(?![?*{])")
 # Placeholders in a pattern's literal text: for what can match any text, and for a word's end.
 _OPEN, _END = "\0", "\1"
 _ZERO_WIDTH, _ANCHORS = frozenset("bBAZ"), frozenset("^$")
@@ -206,6 +211,18 @@ class Expression:
         [('error 80',), (': no old driver', ': no new driver')]
         """
         return self._branch.texts
+
+    @cached_property
+    def plain_words(self) -> list[str]:
+        """Letters in lower case that every match has, outside groups: few, but quickly found.
+
+        >>> Expression(r"Error 80\\d: no \\w+(?:old|new) drivers?").plain_words
+        ['error', 'driver']
+        """
+        text, count = _ESCAPE_OR_CLASS.sub(_OPEN, self.pattern), 1
+        while count:
+            text, count = _INNER_GROUP.subn(_OPEN, text)
+        return _PLAIN_WORD.findall(text.lower())
 
     @property
     def longest(self) -> int:

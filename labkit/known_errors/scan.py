@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import count
 
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS
@@ -74,6 +75,11 @@ Found = Sequence[tuple[str, ErrorPlace]]
 # What a log says of its machine stands at its start and near its errors: later blocks without any
 # are not searched for it, which takes a third of the time.
 BLOCKS_OF_FACTS = 4
+# To read the plans of all known errors takes as long as to read two megabytes: a few short texts
+# are searched only for those that they can have.
+SHORT_CHARACTERS = 2**15
+SHORT_TEXTS = 4
+_texts_asked = count()
 
 
 class Scan:
@@ -88,8 +94,9 @@ class Scan:
         # Of an error that may pass: the line of the first step of a training after it.
         self._steps: dict[KnownError, int] = {}
         self.context = context
-        self._index = index_all() if known is KNOWN_ERRORS else Index((*known, FAILURE))
+        self._index = None if known is KNOWN_ERRORS else Index((*known, FAILURE))
         self._by_name = {error.name: error for error in (*known, FAILURE)}
+        self._passing = {error.name for error in (*known, FAILURE) if error.passes}
         # The names of all errors that were found, also of those that have passed; how many blocks
         # were read, and the last one.
         self.seen, self._count = set[str](), 0
@@ -98,12 +105,13 @@ class Scan:
     def read_lines(self, lines: NumberedLines) -> None:
         """Reads the next block, which begins with the last lines of the one before it."""
         block = LogBlock(lines)
-        found = find_errors(block, self._index, self.list_ended(), self._list_shown())
+        index = self._index or _choose_index(block)
+        found = find_errors(block, index, self.list_ended(), self._list_shown())
         self.add(lines, found, partial(read_facts, block), block.list_outcomes)
 
     def list_ended(self) -> frozenset[str]:
         """The names of errors that need not be searched for again: they are shown, and stay."""
-        ended = self._list_shown() - self._index.passing
+        ended = self._list_shown() - self._passing
         # That something failed is certain at once; to look for the last one in each block is slow.
         is_certain = FAILURE in self.places or FAILURE in self.passed
         return ended | {FAILURE.name} if is_certain else ended
@@ -234,6 +242,15 @@ def find_errors(
 def read_facts(block: LogBlock, context: Context) -> None:
     """Adds what a block says of its machine."""
     context.read(block.words, block.join_lowered, block.joined)
+
+
+def _choose_index(block: LogBlock) -> Index:
+    """The index of all known errors, or in the first short texts of those that they can have."""
+    text = block.join_searched()
+    is_short = len(text) < SHORT_CHARACTERS and not index_all.cache_info().currsize
+    if is_short and next(_texts_asked) < SHORT_TEXTS:
+        return Index((*KNOWN_ERRORS, FAILURE), text)
+    return index_all()
 
 
 @cache
