@@ -125,8 +125,8 @@ def test_an_error_that_a_retry_got_over_is_no_failure(log, tmp_path, capsys):
     path.write_text(log)
     assert main(["doctor", "--explain", str(path)]) == 0
     output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("no error found in this text")
+    assert output.err == ""
+    assert output.out.startswith("no error found in this text")
 
 
 @pytest.mark.parametrize(

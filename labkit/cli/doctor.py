@@ -131,8 +131,9 @@ def explain(arguments: argparse.Namespace) -> int:
         print_json(explanation.describe(distribution))
     elif text := format_explanation(explanation, distribution):
         print(text)
+    # They are the answer, too, but no part of an object.
     for line in list_remarks(explanation):
-        print(advise(line), file=sys.stderr)
+        print(advise(line), file=sys.stderr if arguments.json else sys.stdout)
     if change:
         print(f"{name} {change}", file=sys.stderr)
     if isinstance(log, StoppableInput) and log.is_stopped:
