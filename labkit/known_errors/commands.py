@@ -91,7 +91,17 @@ class LogHost:
         'set "A=1"   # before it'
         >>> LogHost(family="fedora").write("sudo apt-get install g++ python3-dev")
         'sudo dnf install gcc-c++ python3-devel'
+        >>> LogHost(python_version="3.10").write("sudo apt-get install g++ python3-dev")
+        'sudo apt-get install g++ python3.10-dev'
         """
+        written = self._write(fix)
+        if self.python_version:
+            # python3-dev has the headers of the distribution's own Python alone.
+            own = f"apt-get install g++ python{self.python_version}-dev"
+            written = written.replace("apt-get install g++ python3-dev", own)
+        return written
+
+    def _write(self, fix: str) -> str:
         fix = self._prefer_own(self._name_tools(fix))
         fix = _ALLOCATOR.sub(self.allocator_variable, fix)
         command, mark, comment = fix.partition(COMMENT)
@@ -183,8 +193,9 @@ class LogHost:
         if index := _NEWEST_BUILDS.get(self.python_version or ""):
             return re.sub(r"/whl/cu1[23]\d\b", f"/whl/{index}", command)
         if builds := self._list_builds(command):
-            # Torch before 2.3 was built for NumPy 1, and would get NumPy 2 beside it.
-            numpy = " 'numpy<2'" if int(str(self.torch_version).split(".")[1]) < 3 else ""
+            # Torch before 2.3 (on Windows 2.5) was built for NumPy 1, and would get NumPy 2 with it.
+            first = 5 if self.system == "windows" else 3
+            numpy = " 'numpy<2'" if int(str(self.torch_version).split(".")[1]) < first else ""
             torch = f"torch=={self.torch_version}"
             command = re.sub(
                 r"\btorch( torchvision(?: torchaudio)?)", rf"{torch}\1{numpy}", command

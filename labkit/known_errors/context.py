@@ -70,7 +70,6 @@ _TOGETHER = {
     "radeon-windows": ({"radeon", "on-windows"}, {"rocm"}),
     "fresh-no-gpus": ({"fresh", "docker-there"}, {"gpus-option", "torch-cpu"}),
     "driver-no-build": ({"driver-there"}, {"cuda-build", "rocm", "mac"}),
-    "flash-abi": ({"flash-2-8", "torch-2-6"}, set[str]()),
     "nccl-cu13-stays": ({"nccl-cu12", "nccl-cu13"}, {"cuda12-build"}),
     "nccl-cu12-stays": ({"nccl-cu12", "nccl-cu13", "cuda12-build"}, set[str]()),
     "cudnn-cu13-stays": ({"cudnn-cu12", "cudnn-cu13"}, {"cuda12-build"}),

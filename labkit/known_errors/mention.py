@@ -14,9 +14,16 @@ _SUBJECT = re.compile(
     r"|\s*\* [\w./-]+\.(?:cc?|cpp|h|py|in|am|texi|exp|sh)\b|\s{2,8}\* [A-Z]|\s*(?:\* )?PR \w+/\d+",
     re.IGNORECASE,
 )
+# In a condition's sentence: somebody says what came of it ("when I load it, I get ...").
+_REPORT = (
+    r"(?:\b(?:I|we) (?:(?:\w+ ){0,2}(?:g[eo]t|see|saw|me[et]t?|encounter|fac|receiv|hit|ran|run into"
+    r"|end)|keep )|\b(?:I'm|I am|we're|we are) (?:\w+ )?(?:getting|seeing|hitting|facing|running)"
+    r"|, (?:then )?(?:it|this|that|everything|python|(?:the|my|our) \w+) (?:\w+ ){0,2}"
+    r"(?:fail|crash|die|stop|throw|rais|show|print|report|giv|return|complain|end|say|said))"
+)
 # A condition or an example just before the text.
 _CONDITION = re.compile(
-    r"(?:^|[.;(,] )[\s*>-]*(?:if|when|whenever|in case)\b[^.;]{0,100}$"
+    rf"(?:^|[.;(,] )[\s*>-]*(?:if|when|whenever|in case)\b(?!.{{8,100}}?{_REPORT})[^.;]{{0,100}}$"
     r"|\b(?:such as|e\.g\.|for example|known issue|see also)\b[^.:;]{0,80}$"
     r"|(?<![\w.:])(?:no|no more|without|never|instead of|not an?|do not|don't) [\"'`]?$"
     r"|\b(?:if you (?:see|get|encounter)|did(?: not|n't) (?:find|see)|never (?:saw|seen))\b"

@@ -15,7 +15,8 @@ _NAMED_VERSION = re.compile(
     r"(?:^[>$ ]{0,3}|\n[>$ ]{0,3})Python (3\.\d{1,2})\.\d|cpython-(3\.\d{1,2})\.\d"
     r"|\bPython (3\.\d{1,2})[\d.]* (?:environment|interpreter|\||\()|\bpy -(3\.\d{1,2})\b"
     r"|\bPython [Vv]ersion\W{1,4}(?:Python )?(3\.\d{1,2})\b"
-    r"|\b(?:am on|using|running|with|installed|have|under|use) [Pp]ython ?(3\.\d{1,2})\b"
+    r"|\b(?:am on|failing on|fails on|using|running|with|installed|have|under|use) "
+    r"[Pp]ython ?(3\.\d{1,2})\b"
 )
 # Its own folder on Windows, which has the version in its name.
 _OWN_FOLDER = re.compile(r"[\\/]Python(3\d{1,2})[\\/]{1,2}(?:[Ll]ib[\\/]|python\.exe)")

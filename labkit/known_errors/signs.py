@@ -616,10 +616,11 @@ SIGNS = (
     # What a person or nvcc says of the machine's CUDA toolkit.
     _sign(
         "says-cuda-11",
-        "cuda cu118 cu117 cu11",
+        "cuda cu118 cu117 cu11 torch",
         r"\bcuda(?: version| toolkit)?[ =:v-]{0,3}11(?:\.\d)?\b|\+cu11\d\b|cuda_11\.\d"
-        r"|\bcudnn for cuda 11\b",
-        "cuda|+cu11",
+        # What torch 1 and 2.0 were built for.
+        r"|\bcudnn for cuda 11\b|\btorch(?:==|[ :=v]{1,3})(?:1\.\d{1,2}|2\.0)\.\d\b",
+        "cuda|+cu11|torch==|torch 1|torch 2|torch v|torch:",
     ),
     _sign(
         "toolkit-there",
@@ -799,11 +800,10 @@ SIGNS = (
         "|distributed.elastic|distributed/elastic",
     ),
     _sign("tune-run", "torchtune tune", r"\btune run\b|torchtune", "tune"),
-    _sign("flash-2-8", "attn", r"\bflash[_-]attn\W{1,20}2\.8\.\d", "flash"),
     _sign(
         "torch-2-6",
         "torch cu124 cu126",
-        r"\btorch(?:==|: | {2,30})2\.6\.0|\b2\.6\.0\+cu",
+        r"\btorch(?:==|: | {1,30})2\.6\.0|\b2\.6\.0\+cu",
         "torch|2.6.0+cu",
     ),
     _sign("yolo", "yolov5 yolov7 yolov8 ultralytics yolo", r"\byolov\d|ultralytics", "yolo|ultra"),
