@@ -10,6 +10,23 @@ _LABEL = (
 _TIME = r"(?:ts|time|timestamp|@timestamp|epoch|pid|tid|uptime|interval|window|seconds|elapsed)"
 _WORD = r"(?:errors?|fatal|panic|critical|failed|failures?)"
 _TEXT = r"\"[^\"\n]{0,80}\""
+# A number with a point, an exponent or a percent sign, and what is measured next on the line.
+_MEASURED = (
+    r"-?(?:\d{0,9}\.\d{1,20}(?:e[+-]?\d{1,3})?(?![.\w])|\d{1,9}e[+-]?\d{1,3}(?!\w)|\d{1,9}(?=\s?%))"
+    r"(?:\s?%)?"
+)
+_NEXT = (
+    r"\s{1,4}(?:(?:[\w@/.-]{1,30} ){0,2}[\w@/.-]{1,30}\s?[:=]\s?-?[\d.]"
+    r"|(?:max|min|mean|avg|std|median|best|last|was|vs\.?) [\d.])"
+)
+# Errors that are measured, not made.
+_MEASURE = (
+    r"(?:tests?|train(?:ing)?|val(?:idation)?|eval(?:uation)?|mean|max(?:imum)?|min(?:imum)?|average"
+    r"|avg|median|relative|rel|absolute|abs|squared?|residual|reconstruction|quanti[sz]ation"
+    r"|rounding|prediction|approximation|generali[sz]ation|interpolation|classification|word"
+    r"|character|phoneme|reprojection|position|rotation|angular|calibration|alignment|standard"
+    r"|r?mse|mae|mape|l1|l2|linf|top-?\d)"
+)
 _FORMS = (
     # An object of JSON: labels, times, and values that say that nothing happened.
     rf"^\{{(?:\s?\"(?:{_LABEL}\":\s?{_TEXT}|{_TIME}\":\s?(?:{_TEXT}|[\d.]{{1,30}})"
@@ -22,8 +39,12 @@ _FORMS = (
     rf"\b(?:last)?{_WORD}(?:[ _](?:count|total))?\W{{1,4}}{_NOTHING}"
     r"(?=\s*$|[,;)}\]|]| of \d|\s{1,4}\w{1,40}[=:])",
     rf"\[{_WORD}\]\W{{0,3}}{_NOTHING}\s*$",
-    # What a program has measured: a number with a point, at the end or before another one.
-    r"^(?:\S{1,160} )?errors?: -?\d{0,9}\.\d[\d.e+-]{0,20}%?(?:$|[,;|)]|\s\s|\s{1,4}\w{1,20}[:=])",
+    # What a program has measured.
+    rf"^(?:[|*#>-]{{1,4}}\s{{1,8}})?(?:[\w@/().+-]{{1,60}} ){{0,4}}errors?(?: rate)?: {_MEASURED}"
+    rf"(?:\s{{0,4}}(?:$|[,;|)]|\+/?-|\xb1|->|\u2192|/\s?[\d.])|\s\s|{_NEXT})",
+    rf"^(?:\S{{1,160}} ){{0,4}}{_MEASURE} errors?(?: rate)?: (?:{_MEASURED}|\d{{1,9}}$)"
+    r"\s{0,4}(?:\(|(?:after|at|in|over|for|on|of) (?:\d|epoch|step|iter|train|test|val|seed|fold)"
+    r"|(?:px|pixels?|mm|cm|m|deg|degrees|rad|db|bits|nats|ms|s)\b|$)",
     # What is to be logged.
     rf"\blog(?:ging)?[ _-]?level\W{{0,3}}(?:(?:set )?to |is )?\W?{_WORD}\b",
 )

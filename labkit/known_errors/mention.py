@@ -68,10 +68,18 @@ _SENTENCE = re.compile(
 )
 
 
-# What a check found none of: `Driver/library version mismatch: none`.
+# What a check found none of: `Driver/library version mismatch: none`; a counter at zero.
 _ABSENT = re.compile(
-    r"s?[\"'`\u201d]?:\s?(?:none|not present|0|false|never|absent)\W{0,2}$", re.IGNORECASE
+    r"s?[\"'`\u201d]?(?:: ?(?:none|not present|0|false|never|absent)\W{0,2}$"
+    r"|[ _](?:retries|counts?|events?|errors?|exceptions?|kills?|failures?|total|occurrences?"
+    r"|restarts?|crashes)\s?[:=]\s?(?:none|0|false|never)(?:\W{0,2}$|[,;|)\]}]|\s{1,4}\w{1,40}[:=]))",
+    re.IGNORECASE,
 )
+# `0 CUDA out of memory errors`, not those of GPU 0.
+_NONE_BEFORE = re.compile(
+    r"(?:^|[,;:=(\[]\s{0,2}|\b(?:found|had|with|and|were) )0 $", re.IGNORECASE
+)
+_COUNTED_AFTER = re.compile(r" (?:errors|events|retries|exceptions|kills|failures|crashes)\b")
 # The line of a test that passed, with the text in its name: pytest's, ctest's.
 _PASSED = re.compile(
     r"^.{0,160}[\])\w] (?:PASSED|XFAIL|XPASS|SKIPPED)(?: .{0,20}\[ *\d{1,3}%\])?\s*$"
@@ -125,6 +133,7 @@ def is_mention(before: str, after: str, start: str = "") -> bool:
         or _OVER.search(near)
         or _COMMAND.search(near)
         or _ABSENT.match(after)
+        or (_COUNTED_AFTER.match(after) and _NONE_BEFORE.search(near))
         or _PASSED.match(after)
         or _WILL_GO_ON.search(near)
         or _GUARD_SET.match(after)
