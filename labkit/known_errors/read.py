@@ -193,7 +193,7 @@ PREFIXES = re.compile(
     r"(?:"
     r"[^\S\n]{1,40}"
     r"|(?:> ?){1,5}"  # a quote in markdown or mail
-    r"|[\w.-]{1,60} {0,30}\| ?"  # Compose
+    r"|(?!(?:ERROR|CRITICAL|FATAL)\b)[\w.-]{1,60} {0,30}\| ?"  # Compose; loguru's level is kept
     r"|\#\d{1,4} (?:\d{1,6}\.\d{1,4} )?"  # BuildKit, and its summary of a failed step:
     r"|\d{1,5}\.\d{1,3} (?=[ A-Za-z\[/*>'\"])"
     rf"|{_TIME} {_SURE_SENDER}"  # rsyslog, journalctl -o short-iso

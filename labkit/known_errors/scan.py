@@ -15,57 +15,123 @@ from labkit.known_errors.index import Index
 from labkit.known_errors.model import KnownError
 from labkit.known_errors.read import NumberedLines
 
+# What a line of a log has before its level, where `read.PREFIXES` leaves it: times, numbers, names
+# in brackets, a letter for the level.
+_HEAD = (
+    r"(?:(?:\[[^\[\]\n]{1,60}\]:?|\{[^{}\n]{1,60}\}|\d[\d:.,/TZ+-]{0,30}(?:[AP]M)?|UTC|[AP]M|[A-Z],|-|\|)"
+    r"[\x20\t]{1,4}){0,7}"
+)
+_WORDS = r"(?=.{0,200}(?-i:[a-z]{2}))"
+# What the level is of, where it is no level: `ERROR rate`, `ERROR count`, a heading.
+_NOT_LEVEL = (
+    r"(?!\W{1,3}(?:rates?|counts?|levels?|thresholds?|handl(?:ers?|ing)|log(?:s|ging|file)?|messages?"
+    r"|lines?|budget|bars?|metrics?|total|events?|and|or|if)\b)"
+)
+_SUFFIXES = r"\.(?:go|cc|cpp|cxx|cu|c|hh|hpp|h|cuh|inc|inl|py|rs|java|mm)"
+# A number that says that nothing failed.
+_NOT_ONE = r"(?!\W{0,3}(?:0(?![x\w])|none\b|null\b|no\b|false\b|never\b|n/a\b|\[\]|-\s*$))"
+_NAMED = r"(?:(?!(?-i:INFO|DEBUG|TRACE|NOTICE)\b)[\w./'#\[\]-]{1,60}\x20{1,4})"
+# Levels and severities, in the forms of the libraries that write logs.
+_OF_LOGS = (
+    # Python's logging, log4j, Rust's tracing and env_logger, slog, zap, loguru, Celery, pino, Nest,
+    # PostgreSQL, java.util.logging: `ERROR module: text`, `ERROR:module:text`, `[ERROR|file.py:7]`.
+    rf"^[\[(<|]{{0,2}}\x20?{_HEAD}[\[(<|]?\x20?(?-i:ERROR|CRITICAL|FATAL|SEVERE)"
+    rf"(?:(?=[\s:|/\])>-])|$){_NOT_LEVEL}{_WORDS}",
+    # The logger before the level: `trainer.loop ERROR text`, `production.ERROR: text`.
+    rf"^{_HEAD}(?!(?:no|not|an?|the|any|with|of|on|at|in|for|see|set|log|found|all|each|every|this|that"
+    r"|to|by|show|print|only|as|from)\b)(?-i:[a-z_])[\w.]{1,80}\x20{1,3}(?-i:ERROR|CRITICAL|FATAL)"
+    rf"\s{_NOT_LEVEL}{_WORDS}",
+    r"^[\w-]{1,40}\.(?-i:ERROR|CRITICAL|ALERT|EMERGENCY): \S",
+    # Monolog, zerolog's console, logrus.
+    r"^(?:\d[\d:.]{2,20}\x20?[AP]M )?(?-i:ERR|FTL|PNC) (?=.{0,200}(?-i:[a-z]{2}))",
+    r"^(?-i:ERRO|FATA|PANI)\[\d{1,12}\] ",
+    r"\|\x20{0,3}(?-i:ERROR|CRITICAL|FATAL)\x20{0,8}\|\x20?(?=.{0,200}(?-i:[a-z]{2}))",
+    r"\b(?-i:ERROR|FATAL|CRITICAL)\b.{0,40} - ",
+    r"\blevel=(?:error|fatal|panic)\b",
+    r"\"(?:level|severity|lvl)\":\s?\"(?:error|fatal|panic|critical)\"",
+    # pino and bunyan number the levels.
+    r"^\{(?=.{0,400}\"msg\":\s?\"\w).{0,200}\"level\":\s?[56]0,",
+    # glog, abseil, klog, torch; TensorFlow's own form of it.
+    rf"^(?:\[rank\d{{1,5}}\]:)?\[?(?-i:[EF])(?:20\d\d)?\d{{4}} \d\d:\d\d:[\d.]{{2,20}} .{{1,160}}?"
+    rf"{_SUFFIXES}:\d{{1,6}}\] ",
+    rf"^(?:\d{{4}}-\d\d-\d\d \S{{1,20}}: )?(?-i:[EF]) \S{{1,160}}{_SUFFIXES}:\d{{1,6}}\] ",
+    r"\[(?:error|fatal|critical|emerg|alert|crit)\]",
+    r"^(?:fail|crit): [\w.]{1,160}\[\d{1,9}\]\s*$",
+)
+# What compilers, build tools and shells print.
+_OF_TOOLS = (
+    r"^(?:\S{1,160}\x20{1,4})?(?:(?:fatal|internal|parse|syntax|compile|compiler|linker|python) )?"
+    r"(?:error|fatal|panic|critical): ",
+    r"^(?:\S{1,160}\x20{1,4})?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
+    # MSVC, TypeScript, C#.
+    r"\berror (?-i:[A-Z]{1,6})\d{3,5}\x20?: ",
+    r"^(?:nvcc|ptxas|nvlink|fatbinary|cicc) (?:fatal|error)\s{0,8}: ",
+    r"^An? (?:\w{1,20} )?error (?:has )?occurred\b",
+    r"\bAssertion ['`].{1,200}' failed\b",
+    r"^(?:\w{0,4}make(?:\[\d{1,3}\])?: )?\*\*\* .{1,200}(?: Error -?\d| Stop\.$)",
+    r"^ninja: build stopped",
+    r"^CMake Error\b",
+    r"^npm (?:ERR!|error) \w",
+    r"\bERR_PNPM_\w",
+    r"\bELIFECYCLE\b",
+    r"^(?:\[INFO\] )?(?-i:BUILD) (?-i:FAILED|FAILURE)\b",
+    r"^(?-i:FAILURE): \w",
+    # `Training failed: the reason`, `FAILED: 3 of 8`.
+    rf"^{_NAMED}{{0,5}}failed: {_NOT_ONE}(?=\S)",
+    r"^Failed (?:to|with) ",
+    r"\bHTTP/[\d.]{1,3}\"? 5\d\d\b",
+    r"\b(?:500 Internal Server Error|502 Bad Gateway|504 Gateway Time-?out)\b",
+    r"\b503 Service (?:Temporarily )?Unavailable\b",
+    r"\bHTTP Error [45]\d\d\b",
+    r"\b[45]\d\d (?:Client|Server) Error\b",
+    r"\b(?:exit|exited|status|returned).{0,30} (?:code|status):? (?!20\d\b|30\d\b)[1-9]",
+    r"\bstatus=[1-9]\d{0,2}/\w",
+    r"core dumped",
+    r"Segmentation fault",
+)
+# What a language's runtime prints of a program that it ends.
+_OF_RUNTIMES = (
+    r"Traceback \(most recent call last\)",
+    r"^(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception)(?:: |$)",
+    r"^thread '[^']{1,60}' (?:\(\d{1,9}\) )?panicked at ",
+    r"^goroutine \d{1,9} \[\w",
+    r"^Exception in thread ",
+    r"^Unhandled exception\b",
+    r"^terminate called after throwing",
+)
+# pytest, unittest, Go, Rust, jest, vitest, mocha, TAP, googletest, JUnit, CTest.
+_OF_TESTS = (
+    r"^(?-i:FAILED|ERROR) \S{1,200}\.py(?:::| - |$)",
+    r"\.py::\S{1,200} (?-i:FAILED|ERROR)\b",
+    r"^=+ .{0,60}\b[1-9]\d{0,5} (?:failed|errors?)\b",
+    r"^[1-9]\d{0,5} (?:failed|errors?)(?:, \d| in \d)",
+    r"^(?-i:FAILED) \((?:failures|errors)=",
+    r"^\s{0,40}--- (?-i:FAIL): ",
+    r"^(?-i:FAIL):? (?=\S{0,200}(?-i:[a-z]{2}))",
+    r"^(?-i:FAIL)\t\S{1,200}\t",
+    r"^test result: (?-i:FAILED)",
+    r"^test \S{1,200} \.\.\. (?-i:FAILED)",
+    r"^Tests: .{0,60}\b[1-9]\d{0,5} failed\b",
+    r"^[1-9]\d{0,5} failing\b",
+    r"^not ok \d{1,6}\b(?!.{0,200}# (?:TODO|SKIP))",
+    r"^\[\x20{0,3}(?-i:FAILED)\x20{0,3}\] \S",
+    r"\*\*\*(?-i:Failed|Exception|Timeout)\b",
+    r"^The following tests (?-i:FAILED):",
+    r"(?-i:FAILED) \[",
+)
 # By the forms in which programs report failures, whatever failed: never shown as a known error.
 FAILURE = KnownError(
     "failure",
-    (
-        r"Traceback \(most recent call last\)",
-        r"^(?:\S{1,160} )?(?:error|fatal|panic|critical): ",
-        r"^(?:\S{1,160} )?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
-        r"^(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception)(?:: |$)",
-        r"\blevel=(?:error|fatal|panic)\b",
-        r"\"(?:level|severity|lvl)\":\s?\"(?:error|fatal|panic|critical)\"",
-        r"^E\d{4} \d\d:\d\d:\d\d\.\d{6} .{1,60}\.go:\d{1,5}\] ",
-        r"^F\d{4} \d\d:\d\d:\d\d\.\d{6} .{1,60}\.go:\d{1,5}\] ",
-        r"\[(?:error|fatal|critical)\]",
-        r"\b(?-i:ERROR|FATAL|CRITICAL)\b.{0,40} - ",
-        r"^(?:\w{0,4}make(?:\[\d{1,3}\])?: )?\*\*\* .{1,200}(?: Error -?\d| Stop\.$)",
-        r"^ninja: build stopped",
-        r"^CMake Error\b",
-        r"^npm (?:ERR!|error) \w",
-        r"\bERR_PNPM_\w",
-        r"\bELIFECYCLE\b",
-        r"^thread '[^']{1,60}' (?:\(\d{1,9}\) )?panicked at ",
-        r"^goroutine \d{1,9} \[\w",
-        r"^Exception in thread ",
-        r"^Unhandled exception\b",
-        r"^terminate called after throwing",
-        r"^(?-i:FAILED|ERROR) \S{1,200}\.py(?:::| - |$)",
-        r"\.py::\S{1,200} (?-i:FAILED|ERROR)\b",
-        r"^=+ .{0,60}\b[1-9]\d{0,5} (?:failed|errors?)\b",
-        r"^(?-i:FAILED) \((?:failures|errors)=",
-        r"^\s{0,40}--- (?-i:FAIL): ",
-        r"^(?-i:FAIL)\t\S{1,200}\t",
-        r"^test result: (?-i:FAILED)",
-        r"\bHTTP/[\d.]{1,3}\"? 5\d\d\b",
-        r"\b(?:500 Internal Server Error|502 Bad Gateway|504 Gateway Time-?out)\b",
-        r"\b503 Service (?:Temporarily )?Unavailable\b",
-        r"\bHTTP Error [45]\d\d\b",
-        r"\b[45]\d\d (?:Client|Server) Error\b",
-        r"\b(?:exit|exited|status|returned).{0,30} (?:code|status):? (?!20\d\b|30\d\b)[1-9]",
-        r"\bstatus=[1-9]\d{0,2}/\w",
-        r"core dumped",
-        r"^Failed (?:to|with) ",
-        r"(?-i:FAILED) \[",
-        r"Segmentation fault",
-    ),
+    (*_OF_RUNTIMES, *_OF_TOOLS, *_OF_LOGS, *_OF_TESTS),
     "",
     Fix(""),
     passes=True,
     # An exception's message may have any word.
     unless=rf"{HEALTHY}|^(?!(?:\w{{1,40}}\.){{0,8}}\w{{0,40}}(?-i:Error|Exception): ).{{0,400}}"
     r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr(?!ies\W{1,4}0\b)|\bwarn|falling back"
-    r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault))",
+    r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)"
+    # TensorFlow and JAX start with it, and go on.
+    r"|Unable to register cu\w{2,6} factory|already (?:been )?registered)",
 )
 
 # So many lines above an exception its traceback may begin.

@@ -1,0 +1,227 @@
+"""The forms in which programs report a failure whose cause the doctor does not know."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.cli import main
+from labkit.known_errors.match import explain_text
+
+FAILURES = [
+    "mytool: fatal error: files a and b have the same name",
+    "foo.c:1:2: fatal error: 'x.h' file not found",
+    "/usr/bin/ld: fatal error: cannot open map file",
+    "clang: fatal error: no input files",
+    "src/a.ts(1,2): error TS2304: Cannot find name 'x'.",
+    "src/a.ts:1:2 - error TS2304: Cannot find name 'x'.",
+    "LINK : fatal error LNK1104: cannot open file 'x.lib'",
+    "ptxas fatal   : Unresolved extern function 'x'",
+    "ptxas error   : Entry function 'x' uses too much shared data",
+    "PHP Fatal error:  Uncaught TypeError",
+    "ERROR:__main__:could not load the config",
+    "CRITICAL:root:model is gone",
+    "ERROR:trainer.loop:step went wrong",
+    "FATAL:app:broken",
+    "2026-01-01 10:00:00,123 ERROR trainer: step went wrong",
+    "2026-01-01 10:00:00,123 - trainer - ERROR - step went wrong",
+    "2026-01-01 10:00:00 ERROR step went wrong",
+    "2026-01-01T10:00:00.123456Z ERROR my_crate::run: step went wrong",
+    "2026-01-01T10:00:00.123456Z ERROR step went wrong",
+    "[2026-01-01T10:00:00Z ERROR my_crate] step went wrong",
+    "2026/01/01 10:00:00 ERROR step went wrong key=1",
+    "26/01/01 10:00:00 ERROR SparkContext: step went wrong",
+    "2026-01-01 10:00:00,123 [ERROR] trainer: step went wrong",
+    "2026-01-01 10:00:00,123 ERROR [main] com.foo.Bar: step went wrong",
+    "10:00:00.123 [main] ERROR com.foo.Bar - step went wrong",
+    "10:00:00 ERROR trainer: step went wrong",
+    "2026-01-01 10:00:00,123 CRITICAL trainer: step went wrong",
+    "2026-01-01 10:00:00,123 FATAL trainer: step went wrong",
+    "[2026-01-01 10:00:00,123: ERROR/MainProcess] consumer: lost it",
+    "[ERROR|trainer.py:123] 2026-01-01 10:00:00,123 >> step went wrong",
+    "[2026-01-01 10:00:00] production.ERROR: step went wrong",
+    "E, [2026-01-01T10:00:00.123456 #123] ERROR -- : step went wrong",
+    '2026-01-01 10:00:00.123 UTC [123] ERROR:  relation "x" does not exist',
+    '2026-01-01 10:00:00.123 UTC [123] FATAL:  role "x" does not exist',
+    "2026-01-01 10:00:00.123 | ERROR    | module:func:12 - step went wrong",
+    (
+        "2026-01-01 10:00:00.123 | CRITICAL |"
+        " a.very.long.package.name.that.goes.on.and.on.module:function_name:12 - step went wrong"
+    ),
+    "ERROR | step went wrong",
+    "ERROR    | module:func:12 - step went wrong",
+    "2026-01-01 10:00:00 | ERROR | step went wrong",
+    "2026-01-01 10:00:00 ERROR 404: Not Found.",
+    "2026-01-01T10:00:00.000Z\tERROR\tcontroller/run.go:12\tstep went wrong",
+    "ERRO[0000] step went wrong",
+    "FATA[0012] step went wrong",
+    '10:00AM ERR step went wrong error="boom"',
+    "E1129 10:00:00.123456 123 file.cc:99] step went wrong",
+    "E1129 10:00:00.123456 140 main.py:99] step went wrong",
+    "E20261129 10:00:00.123456 123 file.cc:99] step went wrong",
+    "[rank0]:E1129 10:00:00.123000 123 torch/distributed/foo.py:99] step went wrong",
+    "2026-01-01 10:00:00.123456: E tensorflow/core/platform/x.cc:12] step went wrong",
+    "Training failed: loss diverged",
+    "Build failed: 3 targets",
+    "FAILED: 3 of 8",
+    "Failed: 3",
+    "FAILED: foo.o",
+    "Tests failed: 2",
+    "Job 17 failed: node lost",
+    "Tests:       1 failed, 2 passed, 3 total",
+    "FAIL src/a.test.js",
+    "  3 failing",
+    "1 failed, 2 passed in 0.12s",
+    "not ok 1 - adds numbers",
+    "[  FAILED  ] Suite.Test (3 ms)",
+    "FAIL: test_x (mod.Class)",
+    "ERROR: test_x (mod.Class)",
+    "[INFO] BUILD FAILURE",
+    "test foo ... FAILED",
+    "The following tests FAILED:",
+    "2/3 Test #2: foo ..........***Failed    0.01 sec",
+    "BUILD FAILED in 3s",
+    "FAILURE: Build failed with an exception.",
+    "SEVERE: step went wrong",
+    "Fatal Python error: init_fs_encoding",
+    "An error occurred (AccessDenied) when calling the PutObject operation: Access Denied",
+    '{"level":50,"time":1531171074631,"msg":"boom"}',
+    "time=2026-01-01T10:00:00Z level=ERROR msg=boom",
+    "a.out: a.c:3: f: Assertion `x > 0' failed.",
+    "srun: error: node1: task 0: Exited with exit code 1",
+    "fail: Microsoft.Hosting[11]",
+    "[Nest] 123  - 01/01/2026, 10:00:00 AM   ERROR [ExceptionsHandler] boom",
+    "[12:00:00.123] ERROR (123): boom",
+    "2026-01-01 10:00:00,123 trainer ERROR step went wrong",
+    "2026-01-01 10:00:00,123 [123] ERROR trainer: step went wrong",
+    "Jan 01 10:00:00 host app[12]: ERROR step went wrong",
+    "ERROR step went wrong",
+    "[rank0]:[E1129 10:00:00.123456789 ProcessGroupNCCL.cpp:616] step went wrong",
+    "error: 0.5 is not a valid value",
+    "test error: 3 tests did not end",
+    "max error: 0.5 exceeds the tolerance 0.1",
+    "validation error: 3 fields are missing",
+    "quantization error: 0.5 is above the limit",
+    "Error: 404 Not Found",
+    "error: 2.13.0 is not compatible",
+    "error: 7",
+    "link error: 2",
+    "relative error: 0.3 too large",
+    "error: 0.1.2",
+]
+# Lines that resemble them: metrics, counters, levels that are set, other levels, retries.
+NEAR_MISSES = [
+    "test error: 12.3 %",
+    "training error: 0.3 test error: 0.4",
+    "quantization error: 0.001 max 0.02",
+    "MSE error: 1.2e-3 +/- 4e-5",
+    "CUDA out of memory retries: 0",
+    "max relative error: 1.2e-4",
+    "mean absolute error: 0.21 (best 0.19)",
+    "error: 12.3 %",
+    "test error: 12 %",
+    "test error 12.3%",
+    "epoch 3 error: 3.1e-2 time: 12.3",
+    "word error rate: 12.3",
+    "train_error: 0.3, val_error: 0.4",
+    "reconstruction error: 0.3 +- 0.1",
+    "Error: 3%",
+    "generalization error: 0.3 ± 0.02",
+    "L2 error: 0.2, Linf error: 0.3",
+    "top-1 error: 23.1 top-5 error: 6.5",
+    "top-1 error: 23",
+    "residual error: 1e-12 after 34 iterations",
+    "error: 0.25 -> 0.11",
+    "training error: 0.3 (best: 0.2 at epoch 4)",
+    "error: 0.3, lr 1e-4",
+    "|   error: 0.31 | loss: 0.2 |",
+    "Tests failed: 0",
+    "FAILED: 0 of 8",
+    "failed: 0/12",
+    "0 of 8 failed",
+    "jobs failed: 0",
+    "Failed tests: 0",
+    "Tests run: 3, Failures: 0, Errors: 0",
+    "Tests:       0 failed, 2 passed, 2 total",
+    "  0 failing",
+    "I1129 10:00:00.123456 123 file.cc:99] error: nothing",
+    "W1129 10:00:00.123456 123 file.cc:99] failed: trying again",
+    "INFO:root:ERROR threshold set to 3",
+    "2026-01-01 10:00:00,123 INFO trainer: ERROR count 0",
+    "2026-01-01 10:00:00 | INFO | module:func:12 - ERROR level set",
+    "INFO | ERROR handling enabled",
+    "WARNING:root:could not load apex",
+    "2026-01-01 10:00:00,123 WARNING trainer: slow",
+    "ERROR    0",
+    "ERROR  | 0",
+    "ERROR:root:attempt 1 failed, retrying in 5 s",
+    "2026-01-01 10:00:00,123 ERROR trainer: attempt 1 of 3, retrying",
+    "Connection failed: retrying in 2 seconds",
+    "loading apex failed: falling back to torch",
+    "ERROR rate: 0.01",
+    "# ERROR handling",
+    "ERROR HANDLING",
+    "E1129",
+    "ok 1 - not an error",
+    "cuda OOM retries: 0",
+    "num_alloc_retries: 0",
+    "out of memory errors: 0",
+    "CUDA out of memory count: 0",
+    "CUDA OOMs: 0 retries: 0",
+    "|    Cudamalloc retries: 0         |        cuda OOMs: 0            |",
+    "oom_retries=0",
+    "nccl errors: 0",
+    "timeouts: 0",
+    "CUDA out of memory events: 0",
+    "Out of memory kills: 0",
+    "no CUDA out of memory",
+    "CUDA out of memory retries: 0, steps: 12",
+    "0 CUDA out of memory errors",
+    "word error rate: 12.3 %",
+    "error rate: 0.3",
+    "reprojection error: 0.35 px",
+    "val error: 0.21 (best 0.19)",
+    "test error: 0.12 on test",
+    "epoch 3 | error: 0.3 | time: 12",
+    "epoch: 3 error: 0.3 lr: 1e-3",
+    ("E0000 00:00:1732632000.123456     123 cuda_dnn.cc:8310] Unable to register cuDNN factory"),
+    (
+        "2026-01-01 10:00:00.123456: E"
+        " xla/stream_executor/cuda/cuda_blas.cc:1515] Unable to register cuBLAS factory"
+    ),
+    (
+        "E0000 00:00:1732632000.123456     123"
+        " computation_placer.cc:177] computation placer already registered. Please check linkage"
+    ),
+]
+
+
+@pytest.mark.parametrize("line", FAILURES)
+def test_a_failure_in_the_form_of_its_program_is_unknown_not_healthy(line):
+    found = explain_text(f"done\n{line}\n")
+    assert (found.first, found.failure and found.failure.line_number) == (None, 2)
+
+
+@pytest.mark.parametrize("line", NEAR_MISSES)
+def test_a_line_that_resembles_a_failure_is_healthy(line):
+    found = explain_text(f"step 1\n{line}\n")
+    assert (found.found, found.failure, found.has_failed) == ((), None, False)
+
+
+@pytest.mark.parametrize("line", [FAILURES[0], "ERROR:__main__:no config", "ERROR | step failed"])
+def test_an_unknown_failure_says_what_to_collect(line, tmp_path, capsys):
+    path = tmp_path / "log"
+    path.write_text(f"{line}\n")
+    assert main(["doctor", "--explain", str(path)]) == 1
+    assert "collect: labkit doctor" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RuntimeError: CUDA out of memory",
+        "GPU 0 CUDA out of memory errors",
+        "CUDA out of memory: 0x2",
+    ],
+)
+def test_a_counter_is_told_from_an_error_with_a_number(line):
+    assert explain_text(line).first.error.name == "gpu-memory-full"
