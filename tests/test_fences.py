@@ -36,6 +36,73 @@ def test_a_chunk_in_a_list_or_a_quote_runs_as_with_knitr(tmp_path, text, code):
     assert list_code(read(tmp_path, "a.Rmd", text)) == code
 
 
+OF_PYTHON = "```{python}\n2\n```\n"
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "zsh",
+        "zsh, echo=FALSE",
+        "fish",
+        "Rcpp",
+        "js",
+        "html",
+        "perl",
+        "stan",
+        "python2",
+        "sql",
+        "css",
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_chunk_of_an_engine_that_does_not_run_is_noted_text(tmp_path, engine, count):
+    chunk = f"```{{{engine}}}\nx = 1\n```\n\n"
+    alone = read(tmp_path, "a.Rmd", chunk * count)
+    assert list_code(alone) == []
+    assert "kernelspec" not in alone.metadata
+    notebook = read(tmp_path, "a.Rmd", chunk * count + OF_PYTHON)
+    assert list_code(notebook) == ["2"]
+    assert notebook.cells[0].source == (chunk * count).strip()
+    (note,) = note_not_run(notebook)
+    if engine == "python2":
+        assert note.startswith(f"not run: {count} block")
+    else:
+        assert f" of {{{engine.partition(',')[0].lower()}}};" in note
+
+
+@pytest.mark.parametrize("words", ["asis", "=html", "mermaid", "verbatim", ".zsh"])
+def test_a_chunk_that_only_shows_its_text_is_not_noted(tmp_path, words):
+    notebook = read(tmp_path, "a.Rmd", f"```{{{words}}}\n# x\n```\n\n{OF_PYTHON}")
+    assert (list_code(notebook), note_not_run(notebook)) == (["2"], [])
+    assert notebook.cells[0].source == f"```{{{words}}}\n# x\n```"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"````{{python, echo=FALSE}}\n1\n````\n\n{OF_PYTHON}", ["1", "2"]),
+        (f"`````{{bash}}\nls\n`````\n\n{OF_PYTHON}", ["%%bash\nls", "2"]),
+        (f"````{{zsh}}\n1\n````\n\n{OF_PYTHON}", ["2"]),
+        (f"````markdown\n```{{python}}\n1\n```\n````\n\n{OF_PYTHON}", ["2"]),
+        (f"````{{verbatim}}\n```{{python}}\n1\n```\n````\n\n{OF_PYTHON}", ["2"]),
+        (f"```{{bash}}\nls\n```\n\n```{{zsh}}\nls\n```\n\n{OF_PYTHON}", ["%%bash\nls", "2"]),
+        ("```{bash}\nls\n```\n\n```{zsh}\nls\n```\n", ["%%bash\nls"]),
+    ],
+    ids=["python", "bash", "zsh", "shown", "verbatim", "beside a shell", "shells alone"],
+)
+def test_a_chunk_in_more_backticks_is_one(tmp_path, text, code):
+    notebook = read(tmp_path, "a.Rmd", text)
+    assert list_code(notebook) == code
+    assert not any("labkit_" in cell.source for cell in notebook.cells)
+
+
+def test_a_document_that_jupytext_wrote_keeps_its_magics(tmp_path):
+    header = "---\njupyter:\n  jupytext:\n    formats: ipynb,Rmd\n---\n\n"
+    text = f"{header}```{{html}}\n<b>\n```\n\n```{{zsh}}\nls\n```\n\n{OF_PYTHON}"
+    assert list_code(read(tmp_path, "a.Rmd", text)) == ["%%html\n<b>", "2"]
+
+
 def test_a_chunk_that_a_block_shows_stays_where_it_is():
     text = "````\n  ```{python}\n  1\n  ```\n````\n"
     assert unindent_chunks(text) == text

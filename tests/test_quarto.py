@@ -211,3 +211,15 @@ def test_blocks_of_another_language_are_text_unless_the_document_loads_their_mag
     loaded = load_notebook(Source("a", page))
     assert loaded.cells[1].source == "%%R\nx <- 1"
     assert note_not_run(loaded) == []
+    page.write_text("```{python}\n%load_ext sql\n```\n\n```{sql}\nselect 1\n```\n")
+    assert load_notebook(Source("a", page)).cells[1].source == "%%sql\nselect 1"
+
+
+@pytest.mark.parametrize(
+    ("first", "kernel"),
+    [("zsh", "python3"), ("bash", "python3"), ("Rcpp", "python3"), ("r", "ir"), ("julia", "julia")],
+)
+def test_the_first_language_with_a_kernel_names_the_kernel(tmp_path, first, kernel):
+    page = tmp_path / "a.qmd"
+    page.write_text(f"```{{{first}}}\nx\n```\n\n```{{python}}\n1\n```\n")
+    assert load_notebook(Source("a", page)).metadata["kernelspec"]["name"] == kernel

@@ -29,6 +29,12 @@ BLOCKS_KEY = "labkit_blocks"
 MARKUP = ("html", "latex", "markdown", "svg")
 SHELLS = ("bash", "sh", "script", "shell", "zsh", "fish", "console", "powershell")
 PYTHONS = ("python", "python3")
+# Languages with a kernel of their own, for which IPython has no magic.
+WITHOUT_MAGIC = ("r", "julia", "octave", "matlab", "stata", "sas", "scala")
+# Of R Markdown's engines those that run in the kernel beside its own language, as knitr runs them.
+ENGINES = (*PYTHONS, "bash", "sh")
+# Those that compute nothing: knitr or the page shows what they have.
+SHOWN = ("asis", "cat", "comment", "dot", "embed", "mermaid", "ojs", "tikz", "verbatim", "exercise")
 
 
 def split_header(lines: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -111,6 +117,60 @@ def unindent_chunks(text: str) -> str:
             before, ticks = found["before"] if is_chunk else "", found["ticks"]
             lines[number] = line.removeprefix(before)
     return "\n".join(lines)
+
+
+# What knitr runs begins with a letter: `{.python}` and `{=html}` are pandoc's.
+_ENGINE = re.compile(r"\{\s*(?P<engine>[A-Za-z][\w+#-]*)[^{}]*\}\s*$")
+
+
+def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftBlocks:
+    """R Markdown, for jupytext, with the chunks of engines that do not run marked as text.
+
+    ``known`` are jupytext's languages: it would run any other chunk as Python. Of these only
+    `ENGINES` and languages with a kernel run, unless the document ``has_magics`` (jupytext
+    wrote it, or it loads them). A chunk in more than three backticks gets three, as jupytext
+    reads it. Chunks in lists are not found: `unindent_chunks` comes before.
+    """
+    lines, marks = text.split("\n"), dict[str, tuple[str, str]]()
+
+    def mark(number: int, ticks: str, language: str = "") -> None:
+        name = f"{ticks}labkit_{number}"
+        marks[name] = lines[number].rstrip(), language
+        lines[number] = name
+
+    place = 0
+    while place < len(lines):
+        opening = _CHUNK.match(lines[place])
+        if opening is None or opening["before"]:
+            place += 1
+            continue
+        ticks, start = opening["ticks"], place
+        end = _find_close(lines, start + 1, ticks)
+        found = _ENGINE.match(opening["rest"])
+        engine = found["engine"].lower() if found else ""
+        runs = engine in known and (has_magics or engine in (*ENGINES, *WITHOUT_MAGIC))
+        inner = [at for at in range(start + 1, end) if lines[at].startswith("```")]
+        if not runs or (inner and len(ticks) > 3):
+            # `count_blocks` counts those of Python.
+            is_code = engine and engine not in SHOWN and not _OF_PYTHON.fullmatch(engine)
+            # Without their backticks these are text for jupytext, too.
+            mark(start, "```" if len(ticks) == 3 else ".", engine if is_code else "")
+            for at in [*inner, *range(end, min(end + 1, len(lines)))] if len(ticks) > 3 else inner:
+                mark(at, ".")
+        elif len(ticks) > 3:
+            lines[start] = f"```{opening['rest']}"
+            lines[end : end + 1] = ["```"] * (end < len(lines))
+        place = end + 1
+    return LeftBlocks("\n".join(lines), marks)
+
+
+def _find_close(lines: Sequence[str], start: int, ticks: str) -> int:
+    """The line that closes a block: at least as many backticks, and nothing else."""
+    for place in range(start, len(lines)):
+        line = lines[place].strip()
+        if line.startswith(ticks) and not line.strip("`"):
+            return place
+    return len(lines)
 
 
 _FENCE = re.compile(r"^(?P<fence>`{3,})[ \t]*(?P<language>[^\s`{]*)(?P<rest>[^`]*)$")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from labkit.notebooks.fences import (
     LANGUAGE_KEY,
+    WITHOUT_MAGIC,
     apply_options,
     read_fence_options,
     read_lines,
@@ -112,8 +113,12 @@ def describe_kernel(language: str) -> dict[str, str]:
 
 
 def _find_kernelspec(settings: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, str]:
-    """The kernel of the header's ``jupyter:``, else that of the first block's language."""
-    first = next((part.language for part in parts if part.language), "python")
+    """The kernel of the header's ``jupyter:``, else of the first language that surely has one.
+
+    Without one, it is that of the first block: Quarto asks Jupyter for each language's kernel.
+    """
+    languages = [part.language for part in parts if part.language] or ["python"]
+    first = next((one for one in languages if one in (*KERNELS, *WITHOUT_MAGIC)), languages[0])
     named = settings.get("jupyter")
     spec = named.get("kernelspec", named) if isinstance(named, Mapping) else {"name": named}
     known = spec if isinstance(spec, Mapping) else {}

@@ -28,6 +28,7 @@ from labkit.notebooks.fences import (
     NO_CODE,
     OPTION_KEY,
     SHELLS,
+    WITHOUT_MAGIC,
     RCode,
     apply_options,
     count_blocks,
@@ -35,6 +36,7 @@ from labkit.notebooks.fences import (
     drop_scalars,
     is_declared,
     leave_blocks,
+    leave_engines,
     read_common,
     read_lines,
     unindent_chunks,
@@ -285,18 +287,20 @@ def _read_script(path: Path, text: str) -> Any:
     if kind != "py":
         text = drop_scalars(text)
     if kind == "Rmd":
-        text = unindent_chunks(text)
+        has_magics = is_notebook or "%load_ext" in text
+        blocks = leave_engines(unindent_chunks(text), known, has_magics=has_magics)
+        text = blocks.text
     if kind == "md" and not is_notebook:
         blocks = leave_blocks(text, known)
         text = blocks.text
     notebook = jupytext.reads(text, fmt=kind)
-    if blocks:
-        blocks.restore(notebook.cells)
     if kind == "Rmd" and _find_main_language(notebook) in SHELLS and not is_notebook:
         # Knitr runs a shell's chunks beside those of another language.
         others = {cell.source.partition("\n")[0] for cell in notebook.cells}
         main = "R" if "%%R" in others and not {"%%python", "%%python3"} & others else "python"
         notebook = jupytext.reads(declare_language(text, main), fmt=kind)
+    if blocks:
+        blocks.restore(notebook.cells)
     # In a script the magic is the author's own, and a run without it fails.
     _leave_other_languages(notebook, (*known, *WITHOUT_MAGIC) if kind != "py" else WITHOUT_MAGIC)
     if kind != "py":
@@ -337,8 +341,6 @@ WITH_MAGIC = (
     *("bash", "sh", "script", "python", "python2", "python3", "pypy", "perl", "ruby"),
     *("javascript", "js", "html", "svg", "latex", "markdown"),
 )
-# Languages with a kernel of their own.
-WITHOUT_MAGIC = ("r", "julia", "octave", "matlab", "stata", "sas", "scala")
 
 
 def _leave_other_languages(notebook: Any, known: Sequence[str]) -> None:
