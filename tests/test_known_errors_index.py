@@ -12,7 +12,7 @@ from labkit.known_errors import KNOWN_ERRORS, block, scan
 from labkit.known_errors.index import TEXTS_COUNTED, Index, join_digits, split_letters
 from labkit.known_errors.match import explain_text
 from labkit.known_errors.model import Expression, KnownError
-from labkit.known_errors.scan import FAILURE, SHORT_CHARACTERS, SHORT_TEXTS
+from labkit.known_errors.scan import BY_FORM, SHORT_CHARACTERS, SHORT_TEXTS
 
 # Lines of healthy logs, with words that many known errors have.
 HEALTHY = {
@@ -148,7 +148,7 @@ def test_a_short_text_is_asked_for_the_same_of_fewer_expressions():
 
 
 def test_after_a_few_short_texts_all_plans_are_read_once(monkeypatch):
-    made, everything = [], Index((*KNOWN_ERRORS, FAILURE))
+    made, everything = [], Index((*KNOWN_ERRORS, *BY_FORM))
     monkeypatch.setattr(scan, "_texts_asked", count())
     monkeypatch.setattr(scan, "index_all", cache(lambda: made.append("all") or everything))
     text = "RuntimeError: CUDA error: no kernel image is available for execution on the device"

@@ -81,6 +81,63 @@ def test_the_rank_that_torchrun_names_comes_first():
     assert explain_text(texts + CHILD.format(0)).found[0].error.name == "gpu-memory-full"
 
 
+KILLED = {
+    "srun": "srun: error: node1: task 1: Killed\n",
+    "spawn": "ProcessExitedException: process 1 terminated with signal SIGKILL\n",
+    "a container": "worker-1 exited with code 137\n",
+}
+
+
+@pytest.mark.parametrize("kill", KILLED.values(), ids=KILLED)
+@pytest.mark.parametrize("error", ["ValueError: bad batch", FULL])
+def test_of_an_exception_and_a_kill_the_one_that_came_first_is_the_cause(kill, error):
+    raised = write_traceback(0, error)
+    name = "program-raised" if error != FULL else "gpu-memory-full"
+    assert list_causes(raised + kill) == [name]
+    assert explain_text(kill + raised).found[0].error.name != "program-raised"
+
+
+def test_a_kill_of_the_rank_that_torchrun_names_is_the_cause():
+    raised = write_traceback(0, "ValueError: bad batch")
+    assert list_causes(raised + KILLED["srun"] + CHILD.format(0)) == ["program-raised"]
+    assert list_causes(raised + KILLED["srun"] + CHILD.format(1)) == ["process-got-sigkill"]
+
+
+def test_a_kill_for_full_memory_does_not_follow_from_an_exception():
+    kernel = "Out of memory: Killed process 4711 (python) total-vm:81234kB\n"
+    raised = write_traceback(0, "ValueError: bad batch")
+    assert list_causes(raised + kernel) == ["out-of-memory-killed"]
+
+
+@pytest.mark.parametrize("error", ["ValueError: bad batch", "mylib.errors.DataError: bad shard"])
+@pytest.mark.parametrize("remote", [REMOTE, GLOO, STORE], ids=["nccl", "gloo", "store"])
+@pytest.mark.parametrize("order", [1, -1], ids=["after", "before"])
+def test_an_exception_without_a_traceback_is_an_unknown_cause(error, remote, order):
+    text = "".join([remote, f"[rank0]: {error}\n"][::order])
+    explanation = explain_text(text)
+    assert (explanation.first, explanation.sure) == (None, None)
+    assert error in explanation.failure.line
+    assert all("does not know" in each.caused_by for each in explanation.found)
+    assert "  try: " not in format_explanation(explanation, UNKNOWN)
+    # torchrun says that another one failed first.
+    assert explain_text(text + CHILD.format(1)).first is not None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[rank0]: ConnectionResetError: [Errno 104] Connection reset by peer",
+        "[rank0]: torch.distributed.DistNetworkError: the server is gone",
+        "[rank0]: RuntimeError: Broken pipe, retrying",
+        "UserWarning: odd",
+    ],
+)
+def test_an_exception_of_the_network_is_not_a_cause_of_its_own(line):
+    explanation = explain_text(f"{line}\n{REMOTE}")
+    assert explanation.first is not None
+    assert not explanation.is_cause_unknown
+
+
 def test_without_an_own_error_the_network_is_the_cause():
     assert list_causes(REMOTE) == ["nccl-net"]
     assert list_causes("NCCL WARN Bootstrap : no socket interface found\n" + REMOTE) == ["nccl-net"]

@@ -24,7 +24,14 @@ from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
-from labkit.known_errors.scan import FAILURE, LONGEST_TRACEBACK, Scan, repeat_ends
+from labkit.known_errors.scan import (
+    BY_FORM,
+    FAILURE,
+    LONGEST_TRACEBACK,
+    OWN_EXCEPTION,
+    Scan,
+    repeat_ends,
+)
 from labkit.process import name_command
 
 BLOCK_BYTES = 2**18
@@ -97,6 +104,7 @@ class Explanation:
     ``failure`` is the first line that shows that something failed, None if no line does: without
     a known error it tells a text with an unknown error from a healthy log. ``passed`` are errors
     after which the log goes on; ``has_failed`` is true if something failed, even if it passed.
+    ``is_cause_unknown``: what was found only follows from ``failure``, an exception of one rank.
     """
 
     found: tuple[Match, ...] = ()
@@ -104,10 +112,13 @@ class Explanation:
     failure: Match | None = None
     passed: tuple[Match, ...] = ()
     has_failed: bool = False
+    is_cause_unknown: bool = False
 
     @property
     def first(self) -> Match | None:
         """The cause to fix first, or None if the text has no error known by more than its form."""
+        if self.is_cause_unknown:
+            return None
         return next((one for one in self.found if one.error.general != "log"), None)
 
     @property
@@ -120,7 +131,7 @@ class Explanation:
     @property
     def is_known_by_form(self) -> bool:
         """True if the failure is one of those found, of which only the form is known."""
-        if self.first or not self.failure:
+        if self.first or not self.failure or self.is_cause_unknown:
             return False
         start = self.failure.line_number
         return any(0 <= each.line_number - start <= LONGEST_TRACEBACK for each in self.found)
@@ -227,25 +238,46 @@ def _format_match(found: Match, distribution: Distribution, remark: str = "") ->
 
 def _rank_matches(scan: Scan, known: Sequence[KnownError]) -> Explanation:
     failed = scan.places.get(FAILURE)
-    failure = failed and Match(FAILURE, failed.number, failed.line)
     # One that came again did not pass.
     over = {error: scan.passed[error] for error in scan.passed if error not in scan.places}
+    found = _list_matches(scan.places, known, scan.context)
+    if own := _find_own_exception(scan, found):
+        cause = f"line {own.number}, an error that the doctor does not know"
+        found = tuple(replace(each, caused_by=each.caused_by or cause) for each in found)
+        failed = own
     return Explanation(
-        _list_matches(scan.places, known, scan.context),
+        found,
         scan.context,
-        failure,
+        failed and Match(FAILURE, failed.number, failed.line),
         _list_matches(over, known, scan.context),
-        failure is not None or FAILURE in scan.passed,
+        failed is not None or FAILURE in scan.passed,
+        own is not None,
     )
+
+
+def _find_own_exception(scan: Scan, found: Sequence[Match]) -> ErrorPlace | None:
+    """The exception of one rank, unknown here, from which follows all that was found."""
+    own = scan.places.get(OWN_EXCEPTION)
+    if own is None or not found or not _RANK.match(own.line) or own.reported:
+        return None
+    follows = {error.name: error.follows for error in scan.places}
+    if not all(each.caused_by or follows[each.error.name] for each in found):
+        return None
+    return None if _is_later(own.line, scan.context.values.get("rank")) else own
 
 
 def _list_matches(
     places: Mapping[KnownError, ErrorPlace], known: Sequence[KnownError], context: Context
 ) -> tuple[Match, ...]:
-    places = {error: places[error] for error in places if error != FAILURE}
+    places = {error: places[error] for error in places if error not in BY_FORM}
+    first_rank = context.values.get("rank")
     brought = {error.name: set(error.brings) for error in known}
     following = [error for error in places if error.follows]
-    brought |= {error.name: _list_brought(error, places, following, brought) for error in places}
+    kills = [error for error in places if error.name in _KILLS]
+    for error, place in places.items():
+        later = [] if _is_later(place.line, first_rank) else _list_later_kills(place, places, kills)
+        names = _list_brought(error, places, [*following, *later], brought)
+        brought[error.name] = names
     places = _leave_out_general(places, brought)
     causes: dict[str, list[str]] = {}
     for error in places:
@@ -279,7 +311,6 @@ def _list_matches(
             adapted = replace(adapted, certainty="possible")
         cause = next(iter(causes.get(error.name, ())), None)
         found.append(Match(adapted, place.number, place.line, cause, context))
-    first_rank = context.values.get("rank")
     return tuple(sorted(found, key=lambda each: _rank(each, causes, first_rank)))
 
 
@@ -307,6 +338,23 @@ _ENDED = re.compile(
     r"(?:^|[\s:\])])(?:[A-Za-z_]\w{0,40}\.){0,6}(?!\w{0,40}Warning)"
     r"(?:[A-Z]\w{0,40}(?:Error|Exception|Interrupt)|OutOfMemoryError)(?:: |$)"
 )
+
+
+# Errors that say that a process was ended from outside, and what says that memory was the reason. A
+# launcher ends the other processes after the first one has failed.
+_KILLS = {"process-got-sigkill", "out-of-memory-killed"}
+_FULL_MEMORY = re.compile(r"oom|out of me|low on memory|due to memory|memory cgroup", re.IGNORECASE)
+
+
+def _list_later_kills(
+    place: ErrorPlace, places: Mapping[KnownError, ErrorPlace], kills: Sequence[KnownError]
+) -> list[KnownError]:
+    """The kills below an error's place, but those of a memory that was full."""
+    return [
+        kill
+        for kill in kills
+        if places[kill].number > place.end and not _FULL_MEMORY.search(places[kill].line)
+    ]
 
 
 def _overlaps(here: ErrorPlace, there: ErrorPlace) -> bool:
@@ -373,12 +421,16 @@ def _rank(
     # A program goes on after a warning: an error that ended it comes first, if it is as sure.
     grade = 2 * CERTAINTIES.index(error.certainty)
     grade += error.certainty == "likely" and bool(WARNING.search(found.line))
-    # torchrun names the rank that failed first: an error of another one is not the cause.
-    mark = _RANK.match(found.line)
-    is_later = bool(first_rank and mark) and first_rank not in mark.groups()  # type: ignore[union-attr]
+    is_later = _is_later(found.line, first_rank)
     # A cause includes the effects of its effects, so it has fewer causes above it than they have.
     count = len(causes.get(error.name, ()))
     return count, is_later, grade, bool(error.general), found.line_number
+
+
+def _is_later(line: str, first_rank: str | None) -> bool:
+    """Whether a line is of another rank than torchrun names: that one failed first."""
+    mark = _RANK.match(line)
+    return bool(first_rank) and mark is not None and first_rank not in mark.groups()
 
 
 def _list_effects(name: str, brought: Mapping[str, Collection[str]]) -> set[str]:

@@ -134,6 +134,22 @@ FAILURE = KnownError(
     r"|Unable to register cu\w{2,6} factory|already (?:been )?registered)",
 )
 
+# An exception that no known error explains, in the form in which Python ends a process; those that
+# tell of another process, or of the network between them, are consequences.
+OWN_EXCEPTION = KnownError(
+    "own-exception",
+    (r"^(?:\w{1,40}\.){0,8}\w{0,40}(?-i:Error|Exception): (?=\S)",),
+    "",
+    Fix(""),
+    unless=rf"{HEALTHY}|^(?:\w{{1,40}}\.){{0,8}}(?:Timeout|Rendezvous|BrokenPipe|EOF|ChildFailed"
+    r"|(?:Dist|Process|Connection|Ray|Actor|Worker|Engine)\w{0,20})(?:Error|Exception)"
+    r"|nccl|\bgloo\b|\bc10d\b|TCPStore|rendezvous|timed? ?out|connection (?:closed|reset|refused)"
+    r"|\bpeer\b|remote process|\bretr(?:y|ying)\b",
+)
+
+# What is searched for besides the known errors, and is none of them.
+BY_FORM = (FAILURE, OWN_EXCEPTION)
+
 # So many lines above an exception its traceback may begin.
 LONGEST_TRACEBACK = 200
 
@@ -160,9 +176,9 @@ class Scan:
         # Of an error that may pass: the line of the first step of a training after it.
         self._steps: dict[KnownError, int] = {}
         self.context = context
-        self._index = None if known is KNOWN_ERRORS else Index((*known, FAILURE))
-        self._by_name = {error.name: error for error in (*known, FAILURE)}
-        self._passing = {error.name for error in (*known, FAILURE) if error.passes}
+        self._index = None if known is KNOWN_ERRORS else Index((*known, *BY_FORM))
+        self._by_name = {error.name: error for error in (*known, *BY_FORM)}
+        self._passing = {error.name for error in (*known, *BY_FORM) if error.passes}
         # The names of all errors that were found, also of those that have passed; how many blocks
         # were read, and the last one.
         self.seen, self._count = set[str](), 0
@@ -315,11 +331,11 @@ def _choose_index(block: LogBlock) -> Index:
     text = block.join_searched()
     is_short = len(text) < SHORT_CHARACTERS and not index_all.cache_info().currsize
     if is_short and next(_texts_asked) < SHORT_TEXTS:
-        return Index((*KNOWN_ERRORS, FAILURE), text)
+        return Index((*KNOWN_ERRORS, *BY_FORM), text)
     return index_all()
 
 
 @cache
 def index_all() -> Index:
     """The index of all known errors."""
-    return Index((*KNOWN_ERRORS, FAILURE))
+    return Index((*KNOWN_ERRORS, *BY_FORM))
