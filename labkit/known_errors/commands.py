@@ -193,7 +193,7 @@ class LogHost:
         if index := _NEWEST_BUILDS.get(self.python_version or ""):
             return re.sub(r"/whl/cu1[23]\d\b", f"/whl/{index}", command)
         if builds := self._list_builds(command):
-            # Torch before 2.3 (on Windows 2.5) was built for NumPy 1, and would get NumPy 2 with it.
+            # Torch before 2.3 (on Windows 2.5) is built for NumPy 1, and would get NumPy 2.
             first = 5 if self.system == "windows" else 3
             numpy = " 'numpy<2'" if int(str(self.torch_version).split(".")[1]) < first else ""
             torch = f"torch=={self.torch_version}"

@@ -16,8 +16,8 @@ _SUBJECT = re.compile(
 )
 # In a condition's sentence: somebody says what came of it ("when I load it, I get ...").
 _REPORT = (
-    r"(?:\b(?:I|we) (?:(?:\w+ ){0,2}(?:g[eo]t|see|saw|me[et]t?|encounter|fac|receiv|hit|ran|run into"
-    r"|end)|keep )|\b(?:I'm|I am|we're|we are) (?:\w+ )?(?:getting|seeing|hitting|facing|running)"
+    r"(?:\b(?:I|we) (?:(?:\w+ ){0,2}(?:g[eo]t|see|saw|me[et]t?|encounter|fac|receiv|hit|ran|end"
+    r"|run into)|keep )|\b(?:I'm|I am|we're|we are) (?:\w+ )?(?:getting|seeing|hitting|facing)"
     r"|, (?:then )?(?:it|this|that|everything|python|(?:the|my|our) \w+) (?:\w+ ){0,2}"
     r"(?:fail|crash|die|stop|throw|rais|show|print|report|giv|return|complain|end|say|said))"
 )
