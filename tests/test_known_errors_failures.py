@@ -212,7 +212,7 @@ def test_an_unknown_failure_says_what_to_collect(line, tmp_path, capsys):
     path = tmp_path / "log"
     path.write_text(f"{line}\n")
     assert main(["doctor", "--explain", str(path)]) == 1
-    assert "collect: labkit doctor" in capsys.readouterr().err
+    assert "collect: labkit doctor" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

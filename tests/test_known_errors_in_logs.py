@@ -595,6 +595,56 @@ OUT = (
             "580xx",
         ),
         ("Linux 5.15.0-microsoft-standard-WSL2\nNo CUDA GPUs are available", "Windows"),
+        (
+            "nixos kernel: x\nNVRM: The NVIDIA probe routine was not called for 1 device(s).",
+            "blacklistedKernelModules",
+        ),
+        (
+            "the system suspends\nCUDA initialization: CUDA unknown error - this may be due to an "
+            "incorrectly set up environment",
+            "rmmod nvidia_uvm",
+        ),
+        ("Failed to dlopen libcuda.so in WSL", "/usr/lib/wsl/lib"),
+        ("docker run x\nFailed to dlopen libcuda.so in WSL", "docker run --gpus all"),
+        (
+            "Podman version is 3.0.1\nError: stat nvidia.com/gpu=0: no such file or directory",
+            "podman to 4.1",
+        ),
+        (
+            "gpu-driver-container\nfabric manager NVIDIA GPU driver interface version 590.48.01 "
+            "don't match with driver version 580.126.09",
+            "driver.version",
+        ),
+        (
+            "$ docker run a/curl huggingface.co\ncurl: (6) Could not resolve host: huggingface.co",
+            "--dns",
+        ),
+        ("OSError: [Errno 30] Read-only file system: '/nonexistent'", "-e HF_HOME"),
+        (
+            "torch.cuda.is_available() returns False with ROCm 6.1\n2 user accounts",
+            "usermod -aG render,video",
+        ),
+        (
+            "torch 2.0.0\nCould not load library libcudnn_cnn_infer.so.8",
+            "LD_LIBRARY_PATH",
+        ),
+        (
+            "failing on Python 3.10.14\nmain.c:5:10: fatal error: Python.h: No such file or "
+            "directory",
+            "python3.10-dev",
+        ),
+        (
+            "torch 2.6.0\nImportError: /x/flash_attn_2_cuda.cpython-312-x86_64-linux-gnu.so: "
+            "undefined symbol: "
+            "_ZN3c105ErrorC2ENS_14SourceLocationENSt7",
+            "flash-attn==2.7.4.post1",
+        ),
+        (
+            "<ipython-input-3-0c>\nmtrand.pyx in init numpy.random.mtrand()\nValueError: "
+            "numpy.dtype size changed, may indicate binary incompatibility. Expected 96 from C "
+            "header, got 88",
+            "restart the kernel",
+        ),
         ("/snap/docker/x\nload library failed: libnvidia-ml.so.1: cannot open", "snap remove"),
         ("docker run x\nFailed to initialize NVML: Unknown Error", "no-cgroups = false"),
         ("docker exec x\nFailed to initialize NVML: Unknown Error", "docker rm -f"),

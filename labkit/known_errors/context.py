@@ -51,6 +51,7 @@ _TOGETHER = {
     "wsl-gpus-vllm": ({"wsl", "several-gpus", "vllm"}, set[str]()),
     "desktop-wsl": ({"desktop", "wsl"}, set[str]()),
     "rocm-wsl": ({"rocm", "wsl"}, set[str]()),
+    "wsl-itself": ({"wsl"}, {"container"}),
     "rocm-users": ({"rocm", "user-matters"}, set[str]()),
     "lightning-forks": ({"lightning-run", "notebook"}, set[str]()),
     "rocm-vllm": ({"rocm", "vllm"}, {"cuda-build"}),

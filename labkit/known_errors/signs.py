@@ -249,7 +249,7 @@ SIGNS = (
     _sign(
         "podman-old",
         "podman",
-        r"\bpodman(?: versions?)? {0,2}[:=]? {0,2}v?(?:[1-3]\.\d|4\.0\b)",
+        r"\bpodman(?: versions?)?(?: is)? {0,2}[:=]? {0,2}v?(?:[1-3]\.\d|4\.0\b)",
     ),
     _sign("sudo-docker", "sudo", r"[$#>] sudo docker run\b", "sudo docker"),
     # What NVIDIA's images print when they have started.
@@ -580,10 +580,10 @@ SIGNS = (
     _sign("secure-boot-on", "secureboot secure", r"secureboot enabled|efi secure boot;"),
     _sign(
         "suspend",
-        "suspend suspended resume resumed hibernate hibernation sleep standby",
+        "suspend suspends suspended resume resumed hibernate hibernation sleep standby",
         r"after (?:a )?(?:suspend|resum|hibernat)\w*"
         r"|after (?:[a-z]{1,12} ){0,3}sleep(?:ing)?\b(?![(_.]| \d)"
-        r"|suspended and|pm: suspend (?:entry|exit)"
+        r"|suspended and|pm: suspend (?:entry|exit)|(?:system|machine|laptop|computer) suspends"
         r"|starting (?:nvidia )?system suspend|system will suspend now"
         r"|resum\w+ from (?:suspend|sleep|hibernat)|suspend[/ -](?:and )?resume|was suspended"
         r"|\bw[ao]k\w{1,4} (?:(?:my|the|this|a) \w{2,8} )?(?:up )?(?:from|after) "
@@ -624,13 +624,14 @@ SIGNS = (
     ),
     _sign(
         "toolkit-there",
-        "container cli",
+        "container cli ctk",
         # Its runtime in the engine's own settings; a person who says that it is installed.
         r"\bcontainer[ -]toolkit (?:is )?(?:already )?installed\b"
         r"|nvidia-container-(?:cli|toolkit) (?:v?\d\.|is already)|cli-version: \d|ctk version"
-        r"|\"path\": ?\"\S{0,20}nvidia-container-runtime",
-        "nvidia-container-cli|nvidia-container-toolkit|nvidia-container-runtime|cli-version"
-        "|ctk version|container toolkit|container-toolkit",
+        r"|\"path\": ?\"\S{0,20}nvidia-container-runtime"
+        r"|^(?:\W{0,3}sudo )?nvidia-ctk (?:runtime|cdi) ",
+        "nvidia-ctk |nvidia-container-cli|nvidia-container-toolkit|nvidia-container-runtime"
+        "|cli-version|ctk version|container toolkit|container-toolkit",
     ),
     # Inside pip's, uv's or poetry's build of a package, which sees none of the installed ones.
     _sign(
