@@ -285,3 +285,33 @@ def test_only_what_a_match_must_contain_is_required(pattern, whole, parts):
 def test_alternatives_outside_of_a_group_are_refused():
     with pytest.raises(ValueError, match="split"):
         list_required_words("one|two")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        "Ошибка: устройство не найдено, процесс завершён аварийно, смотрите журнал ниже",
+        "错误:设备未找到,进程一直异常结束,请参阅下面的日志内容",
+        "日志" * 300,
+        "エラー: デバイスが見つかりません",
+    ],
+    ids=["Russian", "Chinese", "a long line", "Japanese"],
+)
+def test_utf_16_without_a_mark_is_read_in_any_language(encoding, start):
+    log = f"{start}\r\n{FULL}\r\n".encode(encoding)
+    assert explain_bytes(log) == ["disk-full"]
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        f"a\0b\n{FULL}\n".encode(),
+        f"Ошибка\0: файл\n{FULL}\n".encode(),
+        f"错误\0:文件\n{FULL}\n".encode(),
+        f"\x1b[31mred\0\x1b[0m\n{FULL}\n".encode(),
+    ],
+    ids=["ASCII", "Russian", "Chinese", "colors"],
+)
+def test_a_zero_byte_in_utf_8_does_not_make_it_utf_16(log):
+    assert explain_bytes(log) == ["disk-full"]

@@ -14,6 +14,8 @@ from labkit.text import strip_ansi
 # A longer line is read in overlapping pieces, which bounds time and memory.
 PIECE_CHARACTERS = 4000
 OVERLAP_CHARACTERS = 600
+# Of a log's start so much shows its encoding.
+SAMPLE_BYTES = 4096
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -136,13 +138,30 @@ def guess_encoding(start: bytes) -> str:
     for mark, encoding in BYTE_ORDER_MARKS:
         if start.startswith(mark):
             return encoding
-    # Windows writes UTF-16 without a mark, too: every other byte of its ASCII is zero.
-    sample = start[:400]
+    # Windows writes UTF-16 without a mark, too: every other byte of its ASCII is zero, and in any
+    # language the ends of its lines and its blanks are.
+    sample = start[: min(len(start), SAMPLE_BYTES) // 2 * 2]
     for offset, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        zeros = sample[offset::2].count(0)
+        zeros, others = sample[offset::2].count(0), sample[1 - offset :: 2].count(0)
         if len(sample) >= 4 and zeros * 2 > len(sample[offset::2]):
             return encoding
+        if zeros > others and not _is_utf_8(sample) and _is_text(sample, encoding):
+            return encoding
     return "utf-8"
+
+
+def _is_utf_8(sample: bytes) -> bool:
+    """Whether the sample is UTF-8, but for zeros and its end; controls are of another encoding."""
+    text = sample.replace(b"\0", b"").decode(errors="replace")[:-3]
+    return not re.search(r"[\x01-\x06\x0e-\x1a\ufffd]", text)
+
+
+def _is_text(sample: bytes, encoding: str) -> bool:
+    """Whether nearly all of the sample is letters, signs and blanks in this encoding."""
+    # The sample can end within a character of two parts.
+    text = sample.decode(encoding, errors="replace")[:-1]
+    known = sum(character.isprintable() or character.isspace() for character in text)
+    return bool(text) and known >= 0.95 * len(text) and "\ufffd" not in text
 
 
 def read_pieces(texts: Iterable[str]) -> Iterator[NumberedLines]:
