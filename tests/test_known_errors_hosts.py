@@ -98,6 +98,7 @@ OF_ONE_TOOL = {
     "prebuilt-module-missing",
     "seccomp-unknown-call",
     "service-masked",
+    "signed-by-conflict",
     "suse-open-kmp-old-card",
 }
 

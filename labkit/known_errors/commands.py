@@ -153,7 +153,10 @@ class LogHost:
             known = [f"elsewhere: {TOOLKIT_GUIDE}"] if TOOLKIT in command else known
             said = "; ".join(["on Debian and Ubuntu", *known])
         if "nvidia-driver" in command:  # each distribution's has another name
-            said = f"on {(self.family or 'Debian or Ubuntu').capitalize()}, as on this machine"
+            family = self.family and self.family.capitalize()
+            said = f"on {family}, as on this machine" if family else "on Debian or Ubuntu"
+            if "dist-packages" in self.signs:  # the text's machine is Debian's or Ubuntu's
+                said = "on Debian; Ubuntu: sudo ubuntu-drivers install"
         if not said or re.search(r"\b(?:Debian|Ubuntu|Fedora|Arch|Dockerfile)\b", fix):
             return fix
         return f"{command}{COMMENT} {'; '.join(filter(None, [said, comment.strip()]))}"
@@ -689,6 +692,7 @@ _BY_FAMILY: Mapping[str, _Replacements] = {
 }
 _BY_FAMILY = {**_BY_FAMILY, "rhel": _BY_FAMILY["fedora"]}
 _BY_SIGN: Mapping[str, _Replacements] = {
+    "incus": ((r"\blxc (?=(?:config|restart|exec|info|profile) )", "incus "),),
     "rootless": (
         (
             r"sudo nvidia-ctk runtime configure --runtime=docker(?! --config)",
@@ -736,6 +740,12 @@ _NO_RESTART: _Replacements = (
     (r"(?: && |, then: |; then: |, and |, )(?:systemctl --user )?restart docker\b", ""),
 )
 # Other engines than docker, by the sign of each.
+# Snap's docker is beside another engine of no matter.
+_NO_SNAP = (
+    (r"; snap list docker(?=;|   #|$)", ""),
+    (r"\bsnap list docker; ", ""),
+    (r",? and two engines \(snap list docker\)(?: or [^;]*)?", ""),
+)
 _ENGINES: Mapping[str, _Replacements] = {
     "crio": (
         (r"--runtime=(?:docker|containerd)\b", "--runtime=crio"),
@@ -747,12 +757,14 @@ _ENGINES: Mapping[str, _Replacements] = {
         (re.escape(RESTART_DOCKER), "sudo nerdctl run --rm --gpus all ubuntu nvidia-smi"),
         (r"(systemctl (?:--user )?restart )docker\b", r"\1containerd"),
         (r"-u docker\b", "-u containerd"),
+        *_NO_SNAP,
         (_DOCKER_COMMAND, r"nerdctl \1"),
     ),
     "podman": (
         (re.escape(RESTART_DOCKER), MAKE_CDI_SPEC),
         (r"\bdocker run --gpus(?: |=)all\b", "podman run --device nvidia.com/gpu=all"),
         *_NO_RESTART,
+        *_NO_SNAP,
         (r"\bdocker builder prune\b", "podman image prune"),
         (r"\bdocker(?= (?:could|can|has|keeps|stores)\b)", "podman"),
         (_DOCKER_COMMAND, r"podman \1"),

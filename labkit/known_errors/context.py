@@ -56,6 +56,9 @@ _TOGETHER = {
     "lightning-forks": ({"lightning-run", "notebook"}, set[str]()),
     "rocm-vllm": ({"rocm", "vllm"}, {"cuda-build"}),
     "containers-apart": ({"several-machines", "container"}, {"k8s"}),
+    "podman-bind": ({"podman", "bind-mount"}, {"k8s"}),
+    "lxc-alone": ({"lxc", "lxc-named"}, {"docker-there", "podman", "k8s", "proxmox"}),
+    "proxmox-lxc": ({"proxmox", "lxc-named"}, {"docker-there", "podman", "k8s"}),
     "sudo-works": ({"sudo-docker", "cuda-banner"}, set[str]()),
     "srun-alone": ({"srun"}, set(STARTERS)),
     "intel-mac": ({"mac", "x86-64"}, set[str]()),
@@ -78,6 +81,8 @@ _TOGETHER = {
     "triton-for-windows": ({"windows", "triton-known"}, set[str]()),
     "windows-no-build": ({"on-windows"}, {"cuda-build", "rocm", "amd-windows"}),
 }
+# Distributions whose Python has the folder dist-packages.
+_DEBIANS = ("debian", "ubuntu")
 # Indexes of PyTorch's that get no new release.
 OLD_INDEXES = frozenset(f"cu{each}" for each in (102, 110, 111, 113, 115, 116, 117, 118, 121, 124))
 # Wheels of the field come late for a Python from this minor version on, and end at an old one.
@@ -336,6 +341,8 @@ class Context:
         if self.system != "linux":
             return Distribution(self.system, self.system)
         family = self.family or ("nixos" if "nixos" in self.signs else None)
+        if family is None and "dist-packages" in self.signs and host.family not in _DEBIANS:
+            family = "debian"
         if family is None:
             return host
         return Distribution(family, family, kernel=self.values.get("kernel"))

@@ -106,6 +106,8 @@ SIGNS = (
         "|macbook|imac|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
         "|~/library/|%2fusers| safari",
     ),
+    # Debian's and Ubuntu's own name for the folder of Python's packages.
+    _sign("dist-packages", "dist", r"/dist-packages/", "dist-packages"),
     # Where in a training the program is, by its own names and a person's words.
     _sign(
         "validation",
@@ -183,6 +185,24 @@ SIGNS = (
     ),
     _sign("lxc", "lxc lxd incus proxmox pve", r"\b(?:lx[cd]|incus)\b|proxmox|-pve\b"),
     _sign("pve", "pve", r"-pve\b", "-pve"),
+    _sign(
+        "proxmox",
+        "proxmox pve pct",
+        r"proxmox|-pve\b|/etc/pve/|\bpct \w",
+        "proxmox|-pve|/pve/|pct ",
+    ),
+    _sign(
+        "lxc-named", "lxc lxd incus pct", r"\b(?:lx[cd]|incus)\b|\bpct (?:enter|exec|start|set)\b"
+    ),
+    _sign("incus", "incus", r"\bincus\b"),
+    # A folder of the host at a place in the container.
+    _sign(
+        "bind-mount",
+        "volume mount bind",
+        r"--volume[= ]|--mount[= ]\S{0,40}\bbind\b",
+        "--volume|--mount",
+    ),
+    _sign("bind-mount", "run", r"\brun\b[^\n]{0,200}? -v[= ]?[./~$\w]", " -v"),
     # Written on the host of LXC containers, which do not start.
     _sign(
         "lxc-host",
@@ -328,6 +348,13 @@ SIGNS = (
         r"|\bqos class:",
         "reason:|oomkilled|loopback|pullback|laststate|qos class"
         "|kubelet|kubectl|kubernetes|k8s|pod|kuberay|openshift|-operator|-daemonset",
+    ),
+    # The form of a container's log on a node: the container runtimes write it for the kubelet.
+    _sign(
+        "k8s",
+        "stderr stdout",
+        r"^\d{4}-\d\d-\d\dt\d\d:\d\d:\d\d\.\d{3,9}(?:z|[+-]\d\d:\d\d) std(?:out|err) [fp] ",
+        "z stderr f|z stdout f|z stderr p|z stdout p|0 stderr f|0 stdout f|0 stderr p|0 stdout p",
     ),
     # Parts of many words: these are looked for where the text has them whole.
     _sign("k8s", "aks eks gke ocp", r"\b(?:aks|eks|gke|ocp)\b"),
