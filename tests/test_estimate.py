@@ -614,19 +614,33 @@ def test_a_recurrent_layer_is_not_taken_for_one_without_gradients():
     assert estimate_memory(make_step).peak_bytes == alone > 2 * without
 
 
-def test_the_time_leaps_for_the_steps_own_thread_only():
-    seen = Record()
+@pytest.mark.parametrize("other", [False, True], ids=["its own thread", "another one"])
+def test_the_time_leaps_for_the_steps_threads_alone(other):
+    seen, stop = Record(), threading.Event()
 
-    def step():
+    def watch():
+        while not stop.wait(0.002):
+            seen.append(time.monotonic())
+
+    def compute():
         if time.monotonic() - started > 3_600:
             torch.ones(1000)
-        other = threading.Thread(target=lambda: seen.append(time.monotonic()))
-        other.start()
-        other.join()
+
+    def step():
+        if other:
+            thread = threading.Thread(target=compute)
+            thread.start()
+            thread.join()
+        else:
+            compute()
         seen.append(loop.time())
 
     started, loop = time.monotonic(), asyncio.new_event_loop()
+    before = threading.Thread(target=watch)
+    before.start()
     estimate = estimate_memory(lambda: step)
+    stop.set()
+    before.join()
     loop.close()
 
     assert estimate.lowest_bytes < estimate.peak_bytes == 4000

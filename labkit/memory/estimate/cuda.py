@@ -92,6 +92,8 @@ class Replacement:
 
 
 INHERITED = object()
+# Threads that were there before, and work for the step now.
+LENT: set[int] = set()
 # A number of an object, which no other living one has. Python tells each audit hook that ``id()``
 # is called, and an estimate's hook stays.
 find_number = object.__hash__
@@ -188,7 +190,8 @@ def _spare(original: Any, made: Any, others: Set[int]) -> Any:
 
     @functools.wraps(made)
     def choose(*arguments: Any, **named: Any) -> Any:
-        chosen = original if threading.get_ident() in others else made
+        number = threading.get_ident()
+        chosen = original if number in others and number not in LENT else made
         return chosen(*arguments, **named)
 
     return choose
@@ -201,7 +204,8 @@ class _ByThread(type):
     labkit_others: Set[int]
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
-        if threading.get_ident() in cls.labkit_others:
+        number = threading.get_ident()
+        if number in cls.labkit_others and number not in LENT:
             return cls.labkit_original(*arguments, **named)
         return super().__call__(*arguments, **named)
 

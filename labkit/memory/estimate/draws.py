@@ -177,6 +177,8 @@ class Draws:
     def __init__(self, assumptions: Assumptions, note: Callable[[str], object]) -> None:
         self._assumptions, self._note_words, self.active = assumptions, note, False
         self._thread = threading.get_ident()
+        # Whether the running thread, another one than this, works for the step.
+        self.is_played: Callable[[], bool] = lambda: False
         self.clock = Clock(
             lambda: assumptions.answers_draw(LINE_DRAWS),
             lambda: assumptions.decide(drawn=True),
@@ -304,7 +306,7 @@ class Draws:
         caller = frame.f_code
         return (
             self.active
-            and threading.get_ident() == self._thread
+            and (threading.get_ident() == self._thread or self.is_played())
             and is_user_file(caller.co_filename)
             and all(getattr(hook, "__code__", None) is not caller for hook in gc.callbacks)
         )

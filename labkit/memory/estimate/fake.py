@@ -60,6 +60,7 @@ from labkit.memory.estimate.operators import (
 from labkit.memory.estimate.results import borrow_attributes
 from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.state import keep_modes, keep_state
+from labkit.memory.estimate.threads import PlayedThreads
 from labkit.memory.estimate.tracer import (
     CONVERGENCE,
     PLAIN,
@@ -173,6 +174,8 @@ class Simulation:
         observer = self if target.kind == "cuda" else None
         self.tracer = FakeTracer(observer, self._fake, self.assumptions, self.note)
         self.checkpoints = Checkpoints(self.tracer.values, self.tracer.find_serial)
+        self._played = PlayedThreads(self.tracer, self._fake)
+        self.checkpoints.threads.player, self.draws.is_played = self._played, self._played.is_here
         self._operators = CudaOperators(lambda: self.tracer.note_obstacle(RNN))
         self._order = BackwardOrder(self._note_order, forward_first=assumptions.answer)
         self.growth_bytes, self.steps = 0, 2
@@ -244,6 +247,25 @@ class Simulation:
                 yield
             for words in self._samples.describe():
                 self.note(words)
+
+    @contextlib.contextmanager
+    def hold_threads(self) -> Iterator[None]:
+        """Waits, on exit, for the threads that the step has started; raises what has ended one."""
+        leave = self.checkpoints.threads.leave
+        try:
+            yield
+        except Exception as error:
+            leave(self.note, self.tracer.note_obstacle)
+            try:
+                self._played.raise_failure()
+            except BaseException as cause:
+                raise cause from error  # the step's own error follows from it
+            raise
+        except BaseException:
+            leave(self.note, self.tracer.note_obstacle)
+            raise
+        leave(self.note, self.tracer.note_obstacle)
+        self._played.raise_failure()
 
     def _list_patches(self) -> list[contextlib.AbstractContextManager[Any]]:
         """What of torch and transformers is replaced while the step runs, in this order."""

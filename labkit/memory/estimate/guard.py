@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
 import functools
 import os
 import re
@@ -26,7 +27,7 @@ from concurrent.futures import Future
 from concurrent.futures import thread as pools
 from multiprocessing import context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -43,13 +44,24 @@ from labkit.memory.track.frames import (
 )
 from labkit.text import shorten
 
+if TYPE_CHECKING:
+    from labkit.memory.estimate.threads import PlayedThreads
+
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 FRAMEWORK, LABKIT, PYTHON = "framework", "labkit", "python"
 LABKIT_FOLDER, TORCH_FOLDER = f"{Path(__file__).parents[2]}/", f"{Path(torch.__file__).parent}/"
 # The layer's own functions, which stand for the real ones.
 LAYER = tuple(
     str(Path(__file__).with_name(name))
-    for name in ("guard.py", "locks.py", "overlay.py", "pipes.py", "queues.py", "saved.py")
+    for name in (
+        "guard.py",
+        "locks.py",
+        "overlay.py",
+        "pipes.py",
+        "queues.py",
+        "saved.py",
+        "threads.py",
+    )
 )
 # What Python writes for itself: bytecode, and what its processes share.
 MACHINERY = re.compile(
@@ -60,6 +72,13 @@ CHILDREN = re.compile(r"[/\\](?:multiprocessing[/\\]\w+|subprocess)\.py$")
 # Where a thread waits for work, and how long what a step has started may go on after it.
 WAITING = re.compile(r"[/\\](?:queue|selectors|multiprocessing[/\\](?:pool|connection))\.py$")
 LEFT_SECONDS = 0.5
+# Python's pools of threads; and the attribute of what the step has given to a thread.
+POOLS = re.compile(r"[/\\](?:concurrent[/\\]futures[/\\]thread|multiprocessing[/\\]pool)\.py$")
+WORK, IS_DONE = "labkit_work", Future.done
+COMPUTES_ON = "goes on after the step: what it computes then is missing; join it in the step"
+GOES_ON = "thread {!r}, which the step starts, goes on after it: the simulation stops it"
+CANCELLED = "a Timer that the step starts ends after it: its function is not simulated"
+NOW, JOIN, IS_ALIVE = time.monotonic, threading.Thread.join, threading.Thread.is_alive
 LOGGING = re.compile(r"[/\\]logging[/\\]\w+\.py$")
 # Where torch keeps what it compiles and downloads.
 CACHES = re.compile(
@@ -128,6 +147,8 @@ class StepThreads:
         # How often a thread of a pool now works for the step, and what the step has given to pools.
         self._lent: Counter[int] = Counter()
         self._given: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        # What plays the work of other threads, once there is a simulation.
+        self.player: PlayedThreads | None = None
         # The threads before the first one that has no object of Python's.
         self._known: set[int] | None = None
         self._state = threading.local()
@@ -176,9 +197,52 @@ class StepThreads:
                     self._started.add(thread)
                 elif self._known is None:
                     self._known = set(list_thread_frames())
+                function = self._play(function, thread)
             return start(function, *arguments, **named)
 
         return answer
+
+    def _play(self, function: Any, thread: Any) -> Any:
+        """The function of a new thread, which is played; a pool's has its work played alone."""
+        code = getattr(getattr(thread, "_target", None), "__code__", None)
+        file = "" if code is None else code.co_filename
+        if self.player is None or file.startswith(LABKIT_FOLDER):
+            return function
+        if POOLS.search(file):
+            thread._args = self.player.wrap_initializers(thread._args)
+            return function
+        work = self.player.give()
+        if not isinstance(thread, threading.Thread):
+            return self.player.wrap_thread(work, function)
+        setattr(thread, WORK, work)
+        # Python's own function catches what this raises.
+        thread.run = self.player.wrap_thread(work, thread.run)  # type: ignore[method-assign]
+        return function
+
+    def settle(self, one: Any, is_done: Callable[[], bool]) -> None:
+        """Waits until the work of a thread, a future or the like is done or waits."""
+        work = getattr(one, WORK, None)
+        if work is not None and self.player is not None:
+            self.player.settle(work, is_done)
+
+    def observe(self, one: Any) -> None:
+        """The step has seen that a thread, a future or the like is done."""
+        work = getattr(one, WORK, None)
+        if work is not None and self.player is not None:
+            self.player.observe(work)
+
+    def observe_pool(self, pool: Any) -> None:
+        """The step has waited until all threads of a pool have ended."""
+        if self.player is not None:
+            self.player.observe_pool(pool)
+
+    def make_run(self, function: Callable[..., Any], pool: Any) -> tuple[Any, Any]:
+        """A function that works for the step in a pool's thread, and its work."""
+        run = functools.partial(self.run, function)
+        if self.player is None:
+            return run, None
+        work = self.player.give(pool)
+        return self.player.wrap(work, run), work
 
     def lend(self, submit: Callable[..., Any]) -> Callable[..., Any]:
         """``ThreadPoolExecutor.submit``, which knows the step's work in threads that were there."""
@@ -187,8 +251,11 @@ class StepThreads:
         def answer(pool: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
             if not self.includes_this():
                 return submit(pool, function, *arguments, **named)
-            made = submit(pool, self.run, function, *arguments, **named)
+            run, work = self.make_run(function, pool)
+            made = submit(pool, run, *arguments, **named)
             self._given.add(made)
+            setattr(made, WORK, work)
+            self.settle(made, functools.partial(IS_DONE, made))
             return made
 
         return answer
@@ -202,21 +269,50 @@ class StepThreads:
         finally:
             self._lent[number] -= 1
 
-    def end(self) -> None:
-        """The step has run: waits a moment for what it has started.
+    def leave(self, note: Callable[[str], object], refuse: Callable[[Any], object]) -> None:
+        """The step has run: waits a moment for what it has started, and stops what goes on.
 
-        A thread that waits for work is released, as the next work may be a real step's.
+        A thread that waits for work is released, as the next work may be a real step's. ``note``
+        takes a sentence; ``refuse`` the obstacle that a thread which has computed goes on.
         """
-        deadline = time.monotonic() + LEFT_SECONDS
+        if self._started or self._given:
+            self._cancel_timers(note)
+            self._wait()
+        left = [one for one in self._started if IS_ALIVE(one)]
+        for thread in left:
+            work = getattr(thread, WORK, None)
+            if work is not None and work.own:
+                refuse(EstimateObstacle(f"thread {thread.name!r}", COMPUTES_ON, work.frame))
+            else:
+                note(GOES_ON.format(thread.name))
+            _stop_thread(thread)
+        deadline = NOW() + LEFT_SECONDS
+        for thread in left:
+            JOIN(thread, max(0.0, deadline - NOW()))
+        if self.player is not None:
+            self.player.end()
+
+    def _cancel_timers(self, note: Callable[[str], object]) -> None:
+        for thread in list(self._started):
+            if isinstance(thread, threading.Timer) and IS_ALIVE(thread):
+                if not thread.finished.is_set():
+                    note(CANCELLED)
+                thread.finished.set()
+
+    def _wait(self) -> None:
+        deadline = NOW() + LEFT_SECONDS
         if self._given:
             futures.wait(list(self._given), timeout=LEFT_SECONDS)
         for thread in list(self._started):
             calm = 0  # once is by chance, between two pieces of work
-            while thread.is_alive() and calm < 3 and time.monotonic() < deadline:
-                thread.join(0.005)
+            while IS_ALIVE(thread) and calm < 3 and NOW() < deadline:
+                JOIN(thread, 0.005)
                 calm = calm + 1 if _is_idle(thread) else 0
             if calm == 3:
                 self._started.discard(thread)
+
+    def end(self) -> None:
+        """The simulation has ended."""
         self._own = None
 
     @property
@@ -224,6 +320,16 @@ class StepThreads:
         """True when none of them works any more."""
         works = any(one.is_alive() for one in self._started)
         return self._own is None and not works and all(one.done() for one in self._given)
+
+
+class StoppedThread(SystemExit):
+    """Ends a thread that the step has left running."""
+
+
+def _stop_thread(thread: threading.Thread) -> None:
+    """Ends a thread where it runs Python's code next."""
+    number = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(StoppedThread))
 
 
 def _is_idle(thread: threading.Thread) -> bool:

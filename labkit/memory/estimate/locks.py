@@ -73,7 +73,7 @@ class HeldLocks:
         kind = threading.Thread
         yield kind, {
             "__init__": self._mark(kind), "join": self._wrap_join(kind.join),
-            "start": self._wrap_start(kind.start),
+            "start": self._wrap_start(kind.start), "is_alive": self._wrap_alive(kind.is_alive),
         }  # fmt: skip
         yield threading.Timer, {"cancel": self._wrap_signal(threading.Timer, "cancel")}
         kind = threading.Semaphore
@@ -160,26 +160,43 @@ class HeldLocks:
             raise LiveIteratorError(f"{article} {name}", FIX, "waits for", CAUSE)
         return False
 
+    def _wrap_alive(self, ask: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        @functools.wraps(ask)
+        def answer(one: Any) -> bool:
+            found = ask(one)
+            if not found:
+                self._threads.observe(one)
+            return found
+
+        return answer
+
     def _wrap_join(self, join: Callable[..., None]) -> Callable[..., None]:
+        is_alive = threading.Thread.is_alive
+
         @functools.wraps(join)
         def answer(one: Any, timeout: float | None = None) -> None:
             # Python joins for the step, too: a listener of logging's, as it stops.
             is_held = not hasattr(one, MADE) and self._threads.includes_this()
             if timeout is not None or not is_held:
                 join(one, timeout)
-                return
-            join(one, LONGEST)
-            if one.is_alive():
-                self._give_up(one, None)
+            else:
+                join(one, LONGEST)
+                if one.is_alive():
+                    self._give_up(one, None)
+            if not is_alive(one):
+                self._threads.observe(one)
 
         return answer
 
     def _wrap_start(self, start: Callable[[Any], None]) -> Callable[[Any], None]:
+        is_alive = threading.Thread.is_alive
+
         @functools.wraps(start)
         def answer(one: Any) -> None:
             if self._holds(one) and one.ident is None and self._threads.is_own:
                 raise LiveIteratorError(f"a {type(one).__name__}", FIX, "starts", STARTS)
             start(one)
+            self._threads.settle(one, lambda: not is_alive(one))
 
         return answer
 

@@ -534,7 +534,8 @@ def _run_steps(
     work: Work, simulation: Simulation, rename_keys: Callable[[dict[int, Any]], object]
 ) -> None:
     arguments = simulation.copy_fake(work.arguments, rename_keys)
-    with simulation.draws.open(work.function, arguments, simulation.replaced):
+    draws = simulation.draws.open(work.function, arguments, simulation.replaced)
+    with draws, simulation.hold_threads():
         _run_with(work, simulation, arguments)
 
 

@@ -11,11 +11,13 @@ import contextlib
 import functools
 import queue
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, _base
 from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.estimate.guard import StepThreads
+from labkit.memory.estimate.guard import IS_DONE, WORK, StepThreads
 from labkit.memory.estimate.held import DROPPED, FIX_QUEUE, HeldQueue, LiveIteratorError
 
 MADE = "labkit_made"
@@ -25,6 +27,12 @@ EXECUTORS = (
     "concurrent.futures.process", "loky.process_executor", "joblib.externals.loky.process_executor",
 )  # fmt: skip
 # The methods of multiprocessing's pools through which all others go.
+POOLS = ("ThreadPoolExecutor", "ProcessPoolExecutor")
+ASKING = ("result", "exception", "done")
+ENDING = ("close", "terminate", "join")
+ENDS = "the real step, and all that use it, are to find it open"
+FIX_END = "let the step make it, or end it after the step"
+IS_ALIVE = threading.Thread.is_alive
 GIVING = ("apply_async", "_map_async", "imap", "imap_unordered")
 
 
@@ -55,23 +63,94 @@ def hold_queues(
 
 @contextlib.contextmanager
 def hold_pools(threads: StepThreads) -> Iterator[None]:
-    """Refuses what a step gives to pools of processes from before, until exit."""
+    """Refuses work for pools of processes from before, and the end of any pool, until exit.
+
+    Has the work of threads played, and sees where the step waits for it.
+    """
     with contextlib.ExitStack() as stack:
-        for name in EXECUTORS:
-            kind: Any = getattr(sys.modules.get(name), "ProcessPoolExecutor", None)
-            if kind is not None:
-                begin = _mark(kind.__init__, threads.includes_this)
-                give = _wrap_work(kind.submit, threads, is_lent=False)
-                stack.enter_context(replace_attributes(kind, __init__=begin, submit=give))
-        module: Any = sys.modules.get("multiprocessing.pool")
-        for kind in () if module is None else (module.ThreadPool, module.Pool):
-            is_lent = kind is module.ThreadPool
-            names = {
-                one: _wrap_work(getattr(kind, one), threads, is_lent=is_lent) for one in GIVING
-            }
-            begin = _mark(kind.__init__, threads.includes_this)
-            stack.enter_context(replace_attributes(kind, __init__=begin, **names))
+        for name in ("concurrent.futures.thread", *EXECUTORS):
+            module: Any = sys.modules.get(name)
+            for kind in map(vars(module or object).get, POOLS):
+                if kind is None:
+                    continue
+                names = {"__init__": _mark(kind.__init__, threads.includes_this)}
+                names["shutdown"] = _wrap_end(kind.shutdown, threads)
+                if name in EXECUTORS:
+                    names["submit"] = _wrap_work(kind.submit, threads, is_lent=False)
+                stack.enter_context(replace_attributes(kind, **names))
+        names = {one: _see_done(getattr(Future, one), threads) for one in ASKING}
+        stack.enter_context(replace_attributes(Future, **names))
+        names = {"__init__": _see_all(_base._AcquireFutures.__init__, threads)}
+        stack.enter_context(replace_attributes(_base._AcquireFutures, **names))
+        module = sys.modules.get("multiprocessing.pool")
+        if module is not None:
+            for kind, names in _list_methods(module, threads):
+                stack.enter_context(replace_attributes(kind, **names))
         yield
+
+
+def _list_methods(module: Any, threads: StepThreads) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What replaces which methods of multiprocessing's pools and of their results."""
+    for kind in (module.ThreadPool, module.Pool):
+        is_lent = kind is module.ThreadPool
+        names = {one: _wrap_work(getattr(kind, one), threads, is_lent=is_lent) for one in GIVING}
+        names |= {one: _wrap_end(getattr(kind, one), threads) for one in ENDING}
+        yield kind, names | {"__init__": _mark(kind.__init__, threads.includes_this)}
+    kind = module.ApplyResult
+    yield kind, {one: _see_done(getattr(kind, one), threads) for one in ("get", "wait", "ready")}
+
+
+def _see_all(begin: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+    """``_AcquireFutures``, by which Python waits for several futures."""
+
+    def answer(one: Any, given: Any) -> None:
+        begin(one, given)
+        asking = sys._getframe(1)
+        # Others go on before all are done.
+        waits = asking.f_locals.get("return_when") == _base.ALL_COMPLETED
+        for each in one.futures if waits else ():
+            if hasattr(each, WORK) and is_done(each):
+                threads.observe(each)
+
+    return answer
+
+
+def _wrap_end(end: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+    """A method that ends a pool, or waits for its end."""
+
+    @functools.wraps(end)
+    def answer(pool: Any, *arguments: Any, **named: Any) -> Any:
+        if not threads.includes_this():
+            return end(pool, *arguments, **named)
+        if not hasattr(pool, MADE):
+            raise LiveIteratorError(f"a {type(pool).__name__}", FIX_END, "ends", ENDS)
+        try:
+            return end(pool, *arguments, **named)
+        finally:
+            if not any(map(IS_ALIVE, _list_workers(pool))):
+                threads.observe_pool(pool)
+
+    return answer
+
+
+def _list_workers(pool: Any) -> list[threading.Thread]:
+    """The threads of a pool."""
+    found = getattr(pool, "_threads", None) or getattr(pool, "_pool", None) or ()
+    return [one for one in found if isinstance(one, threading.Thread)]
+
+
+def _see_done(ask: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+    """A method of a result that waits for it, or asks whether it is there."""
+
+    @functools.wraps(ask)
+    def answer(one: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return ask(one, *arguments, **named)
+        finally:
+            if hasattr(one, WORK) and is_done(one):
+                threads.observe(one)
+
+    return answer
 
 
 def _wrap_work(
@@ -79,16 +158,25 @@ def _wrap_work(
 ) -> Callable[..., Any]:
     @functools.wraps(give)
     def answer(pool: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
-        if hasattr(pool, MADE) or not threads.includes_this():
+        if (hasattr(pool, MADE) and not is_lent) or not threads.includes_this():
             return give(pool, function, *arguments, **named)
         if is_lent:
-            run = functools.partial(threads.run, function)
-            return give(pool, run, *arguments, **named)
+            run, work = threads.make_run(function, pool)
+            made = give(pool, run, *arguments, **named)
+            if hasattr(made, "ready"):
+                setattr(made, WORK, work)
+                threads.settle(made, functools.partial(is_done, made))
+            return made
         raise LiveIteratorError(
             f"a {type(pool).__name__} of processes", FIX_POOL, "gives work to", CAUSE
         )
 
     return answer
+
+
+def is_done(one: Any) -> bool:
+    """Whether a result is there, without the step's looking at it."""
+    return IS_DONE(one) if isinstance(one, Future) else bool(one._event.is_set())
 
 
 def _mark(begin: Callable[..., None], is_step: Callable[[], bool]) -> Callable[..., None]:

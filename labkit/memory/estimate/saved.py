@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.guard import StepThreads
 from labkit.memory.estimate.hdf5 import hold_hdf5
 from labkit.memory.estimate.locks import LOCKS
 from labkit.memory.estimate.loggers import drop_logs
@@ -120,6 +121,11 @@ class Checkpoints:
     def stopped(self) -> EstimateObstacle | None:
         """The change of something real that the step was stopped at; None if there was none."""
         return self._overlay.guard.obstacle
+
+    @property
+    def threads(self) -> StepThreads:
+        """The threads that work for the step."""
+        return self._overlay.threads
 
     def is_step(self) -> bool:
         """Whether the running thread works for the step."""

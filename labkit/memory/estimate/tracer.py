@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
@@ -141,7 +142,7 @@ class FakeTracer(StorageTracer):
         self.left: list[StorageReference] = []
         self._mode = mode
         # Whether forward (False) and backward (True), which has its own thread, use cuBLAS.
-        self.cublas: set[bool] = set()
+        self.cublas: set[object] = set()
         self._assumptions, self._note_words = assumptions, note
         self._losses = 0.0
         self.whole = WholeCalls(self, mode, _make_recorder)
@@ -562,7 +563,19 @@ class FakeTracer(StorageTracer):
         if name in CONVOLUTIONS:
             self._note_words(CONVOLUTION)
         if name in PRODUCTS:
-            self.cublas.add(torch._C._current_autograd_node() is not None)
+            self.cublas.add(self._name_workspace(torch._C._current_autograd_node() is not None))
+
+    def _name_workspace(self, backward: bool) -> object:
+        """What has the place of the thread that uses cuBLAS now."""
+        return backward
+
+    def follow_others(self, follows_this: Callable[[], bool]) -> None:
+        """Follows the modules and optimizers of other threads, where ``follows_this()``."""
+        self._watch.follows_this = follows_this
+
+    def is_alone(self) -> bool:
+        """True in the step's thread, if it has no other one."""
+        return threading.get_ident() == self._thread
 
     def _count_scratch(self, freed: int | None, tensors: list[Any]) -> None:
         if freed:
@@ -685,10 +698,12 @@ class FakeTracer(StorageTracer):
             self._note_words(PRODUCT)
 
     def note_obstacle(self, obstacle: EstimateObstacle) -> None:
-        """Keeps the first obstacle, with the user's line."""
+        """Keeps the first obstacle, with the user's line that runs if it has none."""
         if self.obstacle is None:
             frames = find_user_frames()
-            self.obstacle = obstacle._replace(frame=frames[0] if frames else None)
+            self.obstacle = obstacle._replace(
+                frame=obstacle.frame or (frames[0] if frames else None)
+            )
 
 
 @contextlib.contextmanager

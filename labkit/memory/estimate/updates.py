@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -140,7 +139,7 @@ class WholeUpdates:
         """True where nothing but the tracer sees the operators, and they are an optimizer's."""
         tracer = self._tracer
         return (
-            threading.get_ident() == tracer._thread
+            tracer.is_alone()
             and tracer.is_updating()
             and torch._C._len_torch_dispatch_stack() == 2  # the mode and the tracer
             and torch._C._len_torch_function_stack() == 0

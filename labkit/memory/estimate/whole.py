@@ -695,7 +695,7 @@ class WholeCalls:
     def _is_open(self) -> bool:
         tracer = self._tracer
         return (
-            threading.get_ident() == tracer._thread
+            tracer.is_alone()
             and torch._C._len_torch_dispatch_stack() > 0
             and not torch.is_autocast_enabled("cpu")
             and functions.peek_interpreter_stack() is None

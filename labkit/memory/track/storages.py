@@ -395,7 +395,8 @@ LEAST_PRUNED = 1_000
 class CategoryWatch:
     """Follows modules, optimizers and gradients, and calls ``mark(tensor, category)``.
 
-    The hooks are installed while it is open, and only affect the thread that opened it.
+    The hooks are installed while it is open, and only affect the thread that opened it and those
+    that ``follows_this`` is true in.
     """
 
     def __init__(
@@ -403,6 +404,8 @@ class CategoryWatch:
     ) -> None:
         self._mark, self._attempt = mark, attempt
         self._thread = threading.get_ident()
+        # Whether the running thread, another one than this, is followed as well.
+        self.follows_this: Callable[[], bool] = lambda: False
         self._depth = self._steps = 0
         self._handles: list[Any] = []
         # By the numbers of the tensors' hooks, which a watched tensor has: torch refuses to swap
@@ -523,11 +526,12 @@ class CategoryWatch:
             self._attempt(self._mark, tensor.grad, "gradients")
 
     def _guard(self, follow: Callable[..., None]) -> Callable[..., None]:
-        """A hook that calls ``follow`` in the thread that opened this watch, and never fails."""
+        """A hook that calls ``follow`` in the threads of this watch, and never fails."""
 
         def hook(*arguments: Any) -> None:
             # torch.export traces hooks too, and must find nothing here.
-            if not torch.compiler.is_compiling() and threading.get_ident() == self._thread:
+            here = threading.get_ident() == self._thread or self.follows_this()
+            if here and not torch.compiler.is_compiling():
                 self._attempt(follow, *arguments)
 
         return hook

@@ -1,0 +1,399 @@
+"""What a simulated step computes in other threads counts, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import functools
+import multiprocessing.pool
+import queue
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+
+import pytest
+import torch
+from torch import nn
+
+from labkit import estimate_memory
+from labkit.errors import UsageError
+from tests.fakes.record import Record
+
+POOL, POOL_OF_PROCESSING = ThreadPoolExecutor(1), multiprocessing.pool.ThreadPool(1)
+POOL.submit(int).result()
+TARGETS = [None, "24 GiB"]
+LAYER = nn.Linear(64, 64)
+
+
+@pytest.fixture
+def given():
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
+    return model, torch.optim.Adam(model.parameters()), torch.randn(32, 64)
+
+
+def train(model, optimizer, inputs):
+    optimizer.zero_grad()
+    model(inputs).square().mean().backward()
+    optimizer.step()
+
+
+def run_thread(function, *arguments):
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    thread.join()
+
+
+def poll_thread(function, *arguments):
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.01)
+
+
+def run_thread_of_a_thread(function, *arguments):
+    run_thread(run_thread, function, *arguments)
+
+
+def run_timer(function, *arguments):
+    timer = threading.Timer(0.01, function, arguments)
+    timer.start()
+    timer.join()
+
+
+def run_executor(function, *arguments):
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(function, *arguments).result()
+
+
+def wait_for_executor(function, *arguments):
+    with ThreadPoolExecutor(1) as pool:
+        wait([pool.submit(function, *arguments)])
+
+
+def run_thread_pool(function, *arguments):
+    with multiprocessing.pool.ThreadPool(1) as pool:
+        pool.apply(function, arguments)
+
+
+def run_asynchronously(function, *arguments):
+    asyncio.run(asyncio.to_thread(function, *arguments))
+
+
+WAYS = {
+    "a thread": run_thread,
+    "a thread that is polled": poll_thread,
+    "a thread of a thread": run_thread_of_a_thread,
+    "a timer": run_timer,
+    "an executor": run_executor,
+    "an executor that is waited for": wait_for_executor,
+    "an executor from before": lambda *given: POOL.submit(*given).result(),
+    "a pool of multiprocessing": run_thread_pool,
+    "one from before": lambda function, *given: POOL_OF_PROCESSING.apply(function, given),
+    "asyncio": run_asynchronously,
+}
+
+
+@pytest.mark.parametrize("device", TARGETS)
+@pytest.mark.parametrize("name", WAYS)
+def test_a_step_in_a_thread_counts_as_in_its_own(name, device, given):
+    def step(model, optimizer, inputs):
+        WAYS[name](train, model, optimizer, inputs)
+        model(inputs)
+
+    def step_alone(model, optimizer, inputs):
+        train(model, optimizer, inputs)
+        model(inputs)
+
+    found, alone = (estimate_memory(one, *given, device=device) for one in (step, step_alone))
+    assert (found.peak_bytes, found.kinds) == (alone.peak_bytes, alone.kinds)
+    assert found.peak_bytes > 4 * found.kinds["parameters"] > 0
+    assert found.obstacle is None and found.notes == ()
+
+
+def test_a_forward_pass_in_a_thread_has_its_backward_pass_elsewhere(given):
+    def step(model, optimizer, inputs):
+        found = []
+        run_thread(lambda: found.append(model(inputs).square().mean()))
+        found[0].backward()
+
+    def step_alone(model, optimizer, inputs):
+        model(inputs).square().mean().backward()
+
+    found, alone = (estimate_memory(one, *given) for one in (step, step_alone))
+    assert found.peak_bytes == alone.peak_bytes and found.obstacle is None
+
+
+def test_each_thread_that_multiplies_has_a_workspace_of_cublas(given):
+    def step(count, model, optimizer, inputs):
+        for _ in range(count):
+            run_thread(model, inputs)
+        model(inputs)
+
+    def find(count):
+        estimate = estimate_memory(
+            functools.partial(step, count), *given, inference=True, device="24 GiB"
+        )
+        return estimate.workspace_bytes
+
+    # A thread that ends leaves it to the next one.
+    assert find(1) == find(3) == 2 * find(0)
+
+
+def start_two(model, inputs):
+    threads = [threading.Thread(target=model, args=(one,)) for one in inputs.chunk(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+
+
+def meet(model, inputs):
+    barrier = threading.Barrier(2)
+
+    def work():
+        model(inputs)
+        barrier.wait()
+        model(inputs)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+
+
+def map_by_two(model, inputs):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(model, inputs.chunk(2)))
+
+
+def map_by_two_of_multiprocessing(model, inputs):
+    with multiprocessing.pool.ThreadPool(2) as pool:
+        pool.map(model, inputs.chunk(4))
+
+
+def compute_beside(model, inputs):
+    thread = threading.Thread(target=model, args=(inputs,))
+    thread.start()
+    model(inputs)
+    thread.join()
+
+
+def take_the_first(model, inputs):
+    with ThreadPoolExecutor(1) as pool:
+        for one in as_completed([pool.submit(model, one) for one in inputs.chunk(2)]):
+            one.result().sum()
+
+
+def load_ahead(model, inputs):
+    batches = queue.Queue(2)
+
+    def load():
+        for _ in range(4):
+            batches.put(inputs * 2)
+        batches.put(None)
+
+    threading.Thread(target=load).start()
+    for one in iter(batches.get, None):
+        model(one)
+
+
+def run_raw(model, inputs):
+    lock = _thread.allocate_lock()
+    lock.acquire()
+
+    def work():
+        model(inputs)
+        lock.release()
+
+    _thread.start_new_thread(work, ())
+    lock.acquire()
+    model(inputs)
+
+
+OVERLAPS = (
+    start_two, meet, map_by_two, map_by_two_of_multiprocessing, compute_beside, take_the_first,
+    load_ahead, run_raw,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("device", TARGETS)
+@pytest.mark.parametrize("act", OVERLAPS)
+def test_threads_that_may_compute_at_once_make_a_lower_bound(act, device):
+    estimate = estimate_memory(act, LAYER, torch.randn(32, 64), device=device)
+    assert "at the same time" in estimate.obstacle.reason
+    assert estimate.obstacle.frame.file == __file__
+    assert estimate.peak_bytes > estimate.kinds["parameters"] + 32 * 64 * 4
+
+
+def test_threads_that_compute_nothing_may_run_at_once(given):
+    def step(model, optimizer, inputs):
+        stop, words = threading.Event(), queue.Queue()
+
+        def watch():
+            while not stop.wait(0.01):
+                words.put("alive")
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        train(model, optimizer, inputs)
+        stop.set()
+        thread.join()
+
+    found, alone = (estimate_memory(one, *given) for one in (step, train))
+    assert found.peak_bytes == alone.peak_bytes and found.obstacle is None
+
+
+@pytest.mark.parametrize("device", TARGETS)
+def test_a_pool_of_one_thread_computes_one_after_the_other(device, given):
+    def step(model, optimizer, inputs):
+        with ThreadPoolExecutor(1) as pool:
+            wait([pool.submit(model, one) for one in inputs.chunk(4)])
+        with multiprocessing.pool.ThreadPool(1) as pool:
+            pool.map(model, inputs.chunk(4))
+
+    assert estimate_memory(step, *given, device=device).obstacle is None
+
+
+def test_what_a_pools_thread_begins_with_counts():
+    def step():
+        local = threading.local()
+
+        def begin():
+            local.weights = torch.ones(1000, 1000)
+
+        with ThreadPoolExecutor(1, initializer=begin) as pool:
+            pool.submit(lambda: local.weights.sum() + 1).result()
+
+    estimate = estimate_memory(lambda: step)
+    assert 4_000_000 <= estimate.peak_bytes < 4_100_000 and estimate.obstacle is None
+
+
+def test_a_decision_by_a_value_in_a_thread_is_followed_both_ways(given):
+    def step(model, optimizer, inputs):
+        def work():
+            if model(inputs).sum() > 0:
+                torch.ones(1_000_000)
+
+        run_thread(work)
+
+    estimate = estimate_memory(step, *given)
+    assert estimate.peak_bytes - estimate.lowest_bytes > 3_000_000
+
+
+def test_a_draw_in_a_thread_makes_a_range():
+    def step():
+        run_thread(lambda: torch.ones(random.randint(1, 1000)))
+
+    estimate = estimate_memory(lambda: step)
+    assert (estimate.lowest_bytes, estimate.peak_bytes) == (4, 4000)
+
+
+def test_a_thread_may_name_the_gpu():
+    def step():
+        run_thread(lambda: torch.ones(1000, device="cuda"))
+        torch.ones(2000)
+
+    estimate = estimate_memory(lambda: step, device="24 GiB")
+    assert (estimate.peak_bytes, estimate.host_bytes) == (4096, 8000)
+
+
+def test_a_thread_that_trains_what_was_made_before_is_refused():
+    def step(inputs):
+        run_thread(lambda: LAYER(inputs).sum().backward())
+
+    with pytest.raises(UsageError, match="argument"):
+        estimate_memory(step, torch.randn(32, 64))
+    assert LAYER.weight.grad is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_error_of_a_threads_own_ends_the_thread_alone(given):
+    def step(model, optimizer, inputs):
+        run_thread(lambda: 1 / 0)
+        model(inputs)
+
+    assert estimate_memory(step, *given).obstacle is None
+
+
+def end_by_leaving(pool):
+    with pool:
+        pass
+
+
+ENDS = {
+    "shutdown": (ThreadPoolExecutor, lambda pool: pool.shutdown()),
+    "with": (ThreadPoolExecutor, end_by_leaving),
+    "close": (multiprocessing.pool.ThreadPool, lambda pool: pool.close()),
+    "terminate": (multiprocessing.pool.ThreadPool, lambda pool: pool.terminate()),
+    "with a ThreadPool": (multiprocessing.pool.ThreadPool, end_by_leaving),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_pool_from_before_is_not_ended(name):
+    kind, end = ENDS[name]
+    pool = kind(1)
+
+    def step(inputs):
+        end(pool)
+        return inputs + 1
+
+    with pytest.raises(UsageError, match=f"ends a {kind.__name__} that was made before"):
+        estimate_memory(step, torch.ones(2))
+    assert list(pool.map(abs, [-1])) == [1]
+    (pool.shutdown if kind is ThreadPoolExecutor else pool.terminate)()
+
+
+def test_a_thread_that_goes_on_after_the_step_is_stopped(given):
+    seen = Record()
+
+    def work(model, inputs):
+        while True:
+            model(inputs)
+            time.sleep(0.01)
+            seen.append(1)
+
+    def step(model, optimizer, inputs):
+        threading.Thread(target=work, args=(model, inputs), name="late").start()
+
+    obstacle = estimate_memory(step, *given).obstacle
+    assert obstacle.operator == "thread 'late'" and "join it" in obstacle.reason
+    assert obstacle.frame.function == "step"
+    assert "late" not in [one.name for one in threading.enumerate()]
+    seen.take()
+    time.sleep(0.03)
+    assert not seen.take()
+
+
+def test_a_timer_that_ends_after_the_step_is_cancelled(given):
+    seen = Record()
+
+    def step(model, optimizer, inputs):
+        train(model, optimizer, inputs)
+        threading.Timer(60, seen.append, (1,)).start()
+
+    before = threading.active_count()
+    estimate = estimate_memory(step, *given)
+    assert estimate.obstacle is None and "Timer" in estimate.notes[0]
+    assert threading.active_count() == before and not seen.take()
+
+
+def test_a_thread_that_is_left_waiting_computes_for_real_later():
+    work, done, kept = queue.Queue(), queue.Queue(), Record()
+
+    def compute():
+        for one in iter(work.get, None):
+            done.put(torch.ones(one).sum().item())
+
+    def step():
+        threading.Thread(target=compute).start()
+        kept.append(1)
+        return torch.ones(2)
+
+    estimate_memory(step)
+    for _ in kept.take():
+        work.put(5)
+        assert done.get(timeout=9) == 5.0
+        work.put(None)
