@@ -19,6 +19,7 @@ import threading
 import time
 import timeit
 import uuid
+from os import _exit as leave
 from pathlib import Path
 from types import ModuleType
 
@@ -1108,6 +1109,7 @@ def test_what_torch_asks_for_itself_is_answered():
         (lambda: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda: exit(3), "raised SystemExit: 3"),
         (lambda: os._exit(4), "raised SystemExit: 4"),
+        (lambda: leave(5), "raised SystemExit: 5"),
         (lambda: [os.abort()], "raised SystemExit"),
         (lambda: nn.Linear(2, 2)(torch.ones(1, 3)), "raised RuntimeError: a and b must"),
         (lambda batch: None, "missing a required argument: 'batch'"),

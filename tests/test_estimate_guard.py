@@ -24,9 +24,11 @@ import sys
 import tarfile
 import tempfile
 import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from signal import raise_signal
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -177,6 +179,14 @@ def run_in_a_raw_thread():
     lock.acquire()
 
 
+def send_by_descriptor():
+    number = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(number, signal.SIGTERM)
+    finally:
+        os.close(number)
+
+
 def run_a_process():
     process = multiprocessing.get_context("fork").Process(target=os.remove, args=(KEPT,))
     process.start()
@@ -319,6 +329,16 @@ WAYS = {
     "os.mkfifo": lambda: os.mkfifo("made"),
     "torch.profiler": lambda: PROFILE.export_chrome_trace(KEPT),
     "a signal": lambda: os.kill(os.getppid(), signal.SIGWINCH),
+    "a signal for itself": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "a raised signal": lambda: signal.raise_signal(signal.SIGTERM),
+    "a signal raised by an imported name": lambda: raise_signal(signal.SIGTERM),
+    "a signal for a thread": lambda: signal.pthread_kill(
+        threading.main_thread().ident, signal.SIGTERM
+    ),
+    "a signal to a descriptor of a process": send_by_descriptor,
+    "an interrupted main thread": _thread.interrupt_main,
+    "a raised signal in a thread": run_in_a_thread(signal.raise_signal, signal.SIGTERM),
+    "a wait for a signal": signal.pause,
 }
 
 
@@ -369,6 +389,36 @@ def test_no_way_leads_a_simulated_step_to_a_real_file(name, folder):
     assert read_all(folder) == before
     assert obstacle is None or name not in LAYERED
     assert obstacle is None or "real" in obstacle.reason or "signal" in obstacle.reason
+
+
+def read_timers():
+    return [round(signal.getitimer(which)[0], -1) for which in (0, 1, 2)]
+
+
+def test_a_timer_ends_in_the_steps_own_handler_alone():
+    real, own = [], Record()
+
+    def step():
+        signal.alarm(100)
+        assert signal.alarm(0) == 100
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.001)
+        until = time.process_time() + 0.02
+        while time.process_time() < until:
+            pass
+        signal.signal(signal.SIGPROF, lambda *_: own.append(1))
+        signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
+        while not own.take():
+            pass
+        return torch.ones(2)
+
+    before = signal.signal(signal.SIGVTALRM, lambda *_: real.append(1))
+    timers = read_timers()
+    try:
+        assert estimate_memory(step).obstacle is None
+        assert read_timers() == timers and not real
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def test_the_obstacle_names_the_call_the_path_and_the_line(folder):

@@ -33,6 +33,7 @@ import torch
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.model import EstimateObstacle
+from labkit.memory.estimate.signals import StepSignals
 from labkit.memory.track.frames import (
     OWN,
     PACKAGE,
@@ -60,6 +61,7 @@ LAYER = tuple(
         "pipes.py",
         "queues.py",
         "saved.py",
+        "signals.py",
         "threads.py",
     )
 )
@@ -350,6 +352,7 @@ class ChangeGuard:
     def __init__(self, threads: StepThreads) -> None:
         self.obstacle: EstimateObstacle | None = None
         self._threads, self._folder, self._real_folder = threads, "", ""
+        self._functions: dict[Any, dict[str, Any]] = {}
 
     @contextlib.contextmanager
     def open(self, folder: str) -> Iterator[None]:
@@ -360,8 +363,8 @@ class ChangeGuard:
             executor = pools.ThreadPoolExecutor
             submit = self._threads.lend(executor.submit)
             stack.enter_context(replace_attributes(executor, submit=submit))
-            ends = {name: self._end_step(getattr(os, name)) for name in ("_exit", "abort")}
-            stack.enter_context(replace_attributes(os, **ends))
+            for owner, names in self.list_functions().items():
+                stack.enter_context(replace_attributes(owner, **names))
             for kind in (context.SpawnProcess, context.ForkServerProcess):
                 start = staticmethod(functools.partial(self._start_process, kind._Popen))
                 stack.enter_context(replace_attributes(kind, _Popen=start))
@@ -374,6 +377,17 @@ class ChangeGuard:
             _GUARDS.append(self)
             stack.callback(self._end)
             yield
+
+    def list_functions(self) -> dict[Any, dict[str, Any]]:
+        """What replaces which functions of which modules that end the process or send signals."""
+        if not self._functions:
+            ends = {name: self._end_step(getattr(os, name)) for name in ("_exit", "abort")}
+            signals = StepSignals(self._threads.includes_this, self._stop_signal)
+            self._functions = {os: ends, **signals.list_functions()}
+        return self._functions
+
+    def _stop_signal(self, name: str, number: int, why: str) -> None:
+        self._stop(name, number, f"{why}: {LEAVE_OUT}")
 
     def _end_step(self, end: Callable[..., Any]) -> Callable[..., Any]:
         """``os._exit`` and ``os.abort``, which end the step as ``sys.exit`` does."""

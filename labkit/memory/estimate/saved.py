@@ -159,8 +159,9 @@ class Checkpoints:
     def list_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
         found = self._overlay.functions | self._list_savers()
-        for owner, names in self.pipes.functions.items():
-            found[owner] = found.get(owner, {}) | names
+        for names_by_owner in (self.pipes.functions, self._overlay.guard.list_functions()):
+            for owner, names in names_by_owner.items():
+                found[owner] = found.get(owner, {}) | names
         return found
 
     def _list_savers(self) -> dict[Any, dict[str, Any]]:

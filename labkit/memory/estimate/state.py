@@ -274,6 +274,9 @@ def _list_system() -> Iterator[Setting]:
         )
     if hasattr(signal, "setitimer"):
         yield Setting("alarm", _read_alarm, _set_alarm)
+        for which in (signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+            read, put = functools.partial(_read_timer, which), functools.partial(_put_timer, which)
+            yield Setting("setitimer", read, put)
     yield Setting("signals", _read_signals, _put_signals)
     if hasattr(signal, "pthread_sigmask"):
         yield Setting(
@@ -336,6 +339,17 @@ def _set_alarm(alarm: tuple[int, float]) -> None:
     left = max(0.0, end - time.monotonic())
     if left or not end:  # else it has ended meanwhile
         signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+def _read_timer(which: int) -> tuple[bool, float]:
+    """Whether a timer of the process's own seconds runs, and its interval."""
+    seconds, interval = signal.getitimer(which)
+    return seconds > 0, interval
+
+
+def _put_timer(which: int, timer: tuple[bool, float]) -> None:
+    runs, interval = timer
+    signal.setitimer(which, (interval or 1.0) if runs else 0.0, interval)
 
 
 SIGNALS = tuple(map(int, signal.Signals))
