@@ -95,6 +95,12 @@ STARTERS = ("_start_new_thread", "_start_joinable_thread", "start_new_thread", "
 PROCESSES = {
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn",
 }  # fmt: skip
+# What the process cannot undo, or not without rights.
+LASTING = (
+    "nice", "setpriority", "setuid", "seteuid", "setreuid", "setresuid", "setgid", "setegid",
+    "setregid", "setresgid", "setgroups", "initgroups", "setsid", "setpgid", "setpgrp", "chroot",
+    "sched_setscheduler", "sched_setparam", "tcsetpgrp",
+)  # fmt: skip
 SIGNALS = {"os.kill", "os.killpg", "signal.pthread_kill"}
 # Programs that only print, unless the shell combines them.
 PRINTING = re.compile(
@@ -382,9 +388,26 @@ class ChangeGuard:
         """What replaces which functions of which modules that end the process or send signals."""
         if not self._functions:
             ends = {name: self._end_step(getattr(os, name)) for name in ("_exit", "abort")}
+            ends |= {name: self._refuse_change(name) for name in LASTING if hasattr(os, name)}
             signals = StepSignals(self._threads.includes_this, self._stop_signal)
             self._functions = {os: ends, **signals.list_functions()}
         return self._functions
+
+    def _refuse_change(self, name: str) -> Callable[..., Any]:
+        """A function of ``os`` that changes the process for good."""
+        act, process = getattr(os, name), os.getpid()
+
+        @functools.wraps(act)
+        def answer(*given: Any, **named: Any) -> Any:
+            # What the step has forked is its own; nice(0) only reads.
+            held = os.getpid() == process and self._threads.includes_this()
+            if held and not (name == "nice" and given == (0,)):
+                shown = given[0] if len(given) == 1 else ", ".join(map(repr, given))
+                shown = shown if isinstance(shown, int) else str(shown)
+                self._stop(f"os.{name}", shown, f"would change the real process: {LEAVE_OUT}")
+            return act(*given, **named)
+
+        return answer
 
     def _stop_signal(self, name: str, number: int, why: str) -> None:
         self._stop(name, number, f"{why}: {LEAVE_OUT}")

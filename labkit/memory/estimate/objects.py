@@ -111,6 +111,10 @@ COLLECTED, MOST_SEARCHED = 1 << 14, 5_000
 CONTAINERS: frozenset[Any] = frozenset((list, tuple, dict, deque))
 ATOMS = (int, float, str, bytes, bool, complex, type(None), *BUILT, range, slice)
 
+# What a public name of a package's module may be set to.
+SETTINGS = (int, float, bool, str)
+ERROR_NAMES = ("args", "__cause__", "__context__", "__suppress_context__", "__traceback__")
+
 # The most objects through which the holder of a fake tensor is searched, and how far.
 MOST_HOLDERS, HOLDER_DEPTH, HOLDERS_NAMED = 1_000, 8, 3
 # The names of modules that were seen not to be the user's: most of thousands.
@@ -714,6 +718,17 @@ def _keep_property(kept: KeptObjects, one: property) -> None:
     kept.follow((one.fget, one.fset, one.fdel))
 
 
+def _keep_library(kept: KeptObjects, one: ModuleType) -> None:
+    """Keeps the names of a package's module, whose functions and settings code replaces."""
+    kept.keep(restore_library, one, (dict(vars(one)),))
+
+
+def _keep_error(kept: KeptObjects, one: BaseException) -> None:
+    kept.keep(restore_error, one, [getattr(one, name) for name in ERROR_NAMES])
+    kept.follow(one.args)
+    _keep_attributes(kept, one)
+
+
 def _keep_class(kept: KeptObjects, one: type) -> None:
     if is_own_module(one.__module__):
         content = dict(vars(one))
@@ -804,13 +819,14 @@ KEEPERS: dict[type, Keeper | None] = {
     RECURSIVE: keep_recursive,
     threading.Condition: keep_condition,
     functools.partial: _keep_partial,
+    BaseException: _keep_error,
     CellType: _keep_cell,
     type: _keep_class,
     staticmethod: _keep_wrapped,
     classmethod: _keep_wrapped,
     property: _keep_property,
     io.IOBase: _keep_stream,
-    ModuleType: None,
+    ModuleType: _keep_library,
 }
 # The same for classes of modules that need not be imported: module, names, keeper.
 IMPORTED: tuple[tuple[str, tuple[str, ...], Keeper], ...] = (
@@ -945,6 +961,31 @@ def restore_tensor(one: Any, content: tuple[bool, Any, Any]) -> None:
         one.grad = gradient
     if one.requires_grad is not requires_grad:
         one.requires_grad_(requires_grad)
+
+
+def restore_library(one: Any, content: tuple[dict[str, Any]]) -> None:
+    """Gives a package's module its functions and settings back.
+
+    What a package keeps for itself, such as what it has made at the first use, stays.
+    """
+    names, (before,) = vars(one), content
+    if len(names) == len(before) and all(map(is_, names.values(), before.values())):
+        return
+    for name, value in before.items():
+        if names.get(name, UNSET) is value:
+            continue
+        if callable(value) or (type(value) in SETTINGS and not name.startswith("_")):
+            setattr(one, name, value)
+    for name in names.keys() - before.keys():
+        if is_own_module(getattr(names[name], "__module__", None)):
+            delattr(one, name)
+
+
+def restore_error(one: BaseException, content: list[Any]) -> None:
+    """Gives an exception its arguments, its causes and its lines back."""
+    for name, value in zip(ERROR_NAMES, content, strict=True):
+        if getattr(one, name) is not value:
+            setattr(one, name, value)
 
 
 def restore_partial(one: Any, content: tuple[Any, Any, dict[str, Any], Any]) -> None:

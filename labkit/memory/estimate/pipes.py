@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement
+from labkit.memory.estimate.descriptors import KeptDescriptors
 from labkit.memory.estimate.guard import LABKIT_FOLDER, StepThreads, find_caller
 from labkit.memory.estimate.held import LiveIteratorError
 from labkit.memory.track.frames import USER
@@ -84,6 +85,8 @@ class HeldPipes:
         self._taking: set[Key] = set()
         # The copies of descriptors that the step has replaced, and where those of files were.
         self._replaced: dict[int, int] = {}
+        # What the step has given numbers that were free.
+        self._added: dict[int, Key | None] = {}
         # By the object's id: the processes that the step has ended, and what their end says.
         self._ended: dict[int, tuple[Any, int]] = {}
         self._places: dict[int, int] = {}
@@ -142,6 +145,10 @@ class HeldPipes:
             DUPLICATE(kept, number, os.get_inheritable(number))
             CLOSE(kept)
         self._replaced.clear()
+        for number, key in self._added.items():
+            if key is not None and _find_key(number) == key:
+                CLOSE(number)
+        self._added.clear()
 
     def hold(self, file: Any) -> Iterator[tuple[str, Any]]:
         """What replaces which methods of a file of Python's, its raw file or its buffer."""
@@ -223,7 +230,7 @@ class HeldPipes:
             return False
         return _find_key(number) in keys and not MACHINERY.search(_find_caller())
 
-    def _is_before(self, number: Any) -> bool:
+    def is_before(self, number: Any) -> bool:
         """True for any descriptor from before, with which the step's own code works."""
         if self._threads.works or not self._threads.includes_this():
             return False
@@ -246,7 +253,7 @@ class HeldPipes:
         def answer(number: int, *others: Any) -> Any:
             if self._takes(number):
                 raise LiveIteratorError(_name_kind(number), FIX)
-            if number not in self._places and self._is_before(number):
+            if number not in self._places and self.is_before(number):
                 with contextlib.suppress(OSError):  # what has no places
                     self._places[number] = MOVE(number, 0, os.SEEK_CUR)
             return read(number, *others)
@@ -272,7 +279,7 @@ class HeldPipes:
     def _wrap_close(self, close: Callable[[int], None]) -> Callable[[int], None]:
         @functools.wraps(close)
         def answer(fd: int) -> None:
-            if self._is_before(fd):
+            if self.is_before(fd):
                 self._note(CLOSED)
             else:
                 close(fd)
@@ -280,13 +287,17 @@ class HeldPipes:
         return answer
 
     def _wrap_duplicate(self, duplicate: Callable[..., int]) -> Callable[..., int]:
-        """``os.dup2``, with a copy of a descriptor from before that it replaces."""
+        """``os.dup2``, which replaces descriptors from before, or adds some, until the end."""
 
         @functools.wraps(duplicate)
         def answer(fd: int, fd2: int, *others: Any, **named: Any) -> int:
-            if fd2 not in self._replaced and self._is_before(fd2):
+            if fd2 not in self._replaced and self.is_before(fd2):
                 self._replaced[fd2] = os.dup(fd2)
-            return duplicate(fd, fd2, *others, **named)
+            is_new = self._threads.includes_this() and _find_key(fd2) is None
+            made = duplicate(fd, fd2, *others, **named)
+            if is_new:
+                self._added[fd2] = _find_key(fd2)
+            return made
 
         return answer
 
@@ -355,7 +366,7 @@ class HeldPipes:
         @functools.wraps(shut)
         def answer(one: Any, *given: Any) -> Any:
             with contextlib.suppress(OSError, ValueError):  # closed
-                if self._is_before(one.fileno()):
+                if self.is_before(one.fileno()):
                     self._note(CLOSED)
                     return one.fileno() if name == "detach" else None
             return shut(one, *given)
@@ -455,6 +466,7 @@ class HeldPipes:
 
 # There is one estimate at a time.
 PIPES = HeldPipes()
+KEPT = KeptDescriptors(PIPES.is_before)
 
 
 def _list_names(*names: str) -> list[str]:

@@ -29,6 +29,9 @@ EXECUTORS = (
 # The methods of multiprocessing's pools through which all others go.
 POOLS = ("ThreadPoolExecutor", "ProcessPoolExecutor")
 ASKING = ("result", "exception", "done")
+ANSWERING = ("set_result", "set_exception", "cancel", "set_running_or_notify_cancel")
+ANSWERS = "who waits for its result would get one that is not real"
+FIX_ANSWER = "let the step make it, or answer it after the step"
 ENDING = ("close", "terminate", "join")
 ENDS = "the real step, and all that use it, are to find it open"
 FIX_END = "let the step make it, or end it after the step"
@@ -79,6 +82,8 @@ def hold_pools(threads: StepThreads) -> Iterator[None]:
                     names["submit"] = _wrap_work(kind.submit, threads, is_lent=False)
                 stack.enter_context(replace_attributes(kind, **names))
         names = {one: _see_done(getattr(Future, one), threads) for one in ASKING}
+        names |= {one: _refuse_answer(getattr(Future, one), threads) for one in ANSWERING}
+        names["__init__"] = _mark(Future.__init__, threads.includes_this)
         stack.enter_context(replace_attributes(Future, **names))
         names = {"__init__": _see_all(_base._AcquireFutures.__init__, threads)}
         stack.enter_context(replace_attributes(_base._AcquireFutures, **names))
@@ -98,6 +103,18 @@ def _list_methods(module: Any, threads: StepThreads) -> Iterator[tuple[Any, dict
         yield kind, names | {"__init__": _mark(kind.__init__, threads.includes_this)}
     kind = module.ApplyResult
     yield kind, {one: _see_done(getattr(kind, one), threads) for one in ("get", "wait", "ready")}
+
+
+def _refuse_answer(act: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+    """A method that answers a future, which may be one from before."""
+
+    @functools.wraps(act)
+    def answer(one: Any, *given: Any, **named: Any) -> Any:
+        if not hasattr(one, MADE) and threads.includes_this() and not is_done(one):
+            raise LiveIteratorError("a Future", FIX_ANSWER, "answers", ANSWERS)
+        return act(one, *given, **named)
+
+    return answer
 
 
 def _see_all(begin: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:

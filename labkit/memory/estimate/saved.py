@@ -29,7 +29,7 @@ from labkit.memory.estimate.locks import LOCKS
 from labkit.memory.estimate.loggers import drop_logs
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
-from labkit.memory.estimate.pipes import PIPES
+from labkit.memory.estimate.pipes import KEPT, PIPES
 from labkit.memory.estimate.queues import hold_pools, hold_queues
 from labkit.memory.estimate.values import KnownValues
 
@@ -150,6 +150,7 @@ class Checkpoints:
         stack.enter_context(hold_queues(threads.includes_this, lambda: threads.is_own, note))
         stack.enter_context(hold_pools(threads))
         stack.enter_context(self.pipes.open(self._overlay.threads, note))
+        stack.enter_context(KEPT.open(note))
         stack.enter_context(self.locks.open(self._overlay.threads, note))
         stack.enter_context(hold_hdf5(threads.includes_this, note, self.refuse))
         for owner, names in self._list_savers().items():
@@ -159,7 +160,8 @@ class Checkpoints:
     def list_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
         found = self._overlay.functions | self._list_savers()
-        for names_by_owner in (self.pipes.functions, self._overlay.guard.list_functions()):
+        guard = self._overlay.guard.list_functions()
+        for names_by_owner in (self.pipes.functions, KEPT.functions, guard):
             for owner, names in names_by_owner.items():
                 found[owner] = found.get(owner, {}) | names
         return found

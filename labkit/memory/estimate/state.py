@@ -24,6 +24,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -412,6 +413,7 @@ def _list_others() -> Iterator[Setting]:
     yield Setting("set_flush_denormal", _flushes, torch.set_flush_denormal)
     yield Setting("configurations", _read_configurations, _put_configurations)
     yield Setting("loggers", _read_loggers, _put_loggers)
+    yield Setting("thread names", _read_threads, _put_threads)
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None:
         yield Setting("numpy.random", _read_numpy, _put_numpy)
@@ -484,6 +486,16 @@ def _put_configurations(entries: dict[Any, Any]) -> None:
     for module, entry, value in entries.values():
         if getattr(entry, "user_override", None) is not value:
             entry.user_override, module._is_dirty = value, True
+
+
+def _read_threads() -> dict[Any, str]:
+    return {one: one._name for one in threading.enumerate()}  # type: ignore[attr-defined]
+
+
+def _put_threads(names: dict[Any, str]) -> None:
+    for one, name in names.items():
+        if one.name != name:
+            one.name = name
 
 
 # Torch alone has some hundred loggers: what few of them have is kept by their places.
