@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_attributes
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.signals import StepSignals
 from labkit.memory.track.frames import (
@@ -358,7 +358,6 @@ class ChangeGuard:
     def __init__(self, threads: StepThreads) -> None:
         self.obstacle: EstimateObstacle | None = None
         self._threads, self._folder, self._real_folder = threads, "", ""
-        self._functions: dict[Any, dict[str, Any]] = {}
 
     @contextlib.contextmanager
     def open(self, folder: str) -> Iterator[None]:
@@ -369,8 +368,10 @@ class ChangeGuard:
             executor = pools.ThreadPoolExecutor
             submit = self._threads.lend(executor.submit)
             stack.enter_context(replace_attributes(executor, submit=submit))
-            for owner, names in self.list_functions().items():
-                stack.enter_context(replace_attributes(owner, **names))
+            _ENDINGS.begin(self)
+            stack.callback(_ENDINGS.end)
+            for owner, names in _ENDINGS.made.find():
+                stack.enter_context(Replacement(owner, names))
             for kind in (context.SpawnProcess, context.ForkServerProcess):
                 start = staticmethod(functools.partial(self._start_process, kind._Popen))
                 stack.enter_context(replace_attributes(kind, _Popen=start))
@@ -384,46 +385,13 @@ class ChangeGuard:
             stack.callback(self._end)
             yield
 
+    def is_step(self) -> bool:
+        """Whether the running thread works for the step."""
+        return self._threads.includes_this()
+
     def list_functions(self) -> dict[Any, dict[str, Any]]:
-        """What replaces which functions of which modules that end the process or send signals."""
-        if not self._functions:
-            ends = {name: self._end_step(getattr(os, name)) for name in ("_exit", "abort")}
-            ends |= {name: self._refuse_change(name) for name in LASTING if hasattr(os, name)}
-            signals = StepSignals(self._threads.includes_this, self._stop_signal)
-            self._functions = {os: ends, **signals.list_functions()}
-        return self._functions
-
-    def _refuse_change(self, name: str) -> Callable[..., Any]:
-        """A function of ``os`` that changes the process for good."""
-        act, process = getattr(os, name), os.getpid()
-
-        @functools.wraps(act)
-        def answer(*given: Any, **named: Any) -> Any:
-            # What the step has forked is its own; nice(0) only reads.
-            held = os.getpid() == process and self._threads.includes_this()
-            if held and not (name == "nice" and given == (0,)):
-                shown = given[0] if len(given) == 1 else ", ".join(map(repr, given))
-                shown = shown if isinstance(shown, int) else str(shown)
-                self._stop(f"os.{name}", shown, f"would change the real process: {LEAVE_OUT}")
-            return act(*given, **named)
-
-        return answer
-
-    def _stop_signal(self, name: str, number: int, why: str) -> None:
-        self._stop(name, number, f"{why}: {LEAVE_OUT}")
-
-    def _end_step(self, end: Callable[..., Any]) -> Callable[..., Any]:
-        """``os._exit`` and ``os.abort``, which end the step as ``sys.exit`` does."""
-        process = os.getpid()
-
-        @functools.wraps(end)
-        def answer(*given: Any, **named: Any) -> Any:
-            # What the step has forked may end itself.
-            if os.getpid() == process and self._threads.includes_this():
-                raise SystemExit(*given, *named.values())
-            return end(*given, **named)
-
-        return answer
+        """What replaces which functions that end or change the process, or send signals."""
+        return dict(_ENDINGS.made.find())
 
     def _end(self) -> None:
         self._threads.end()
@@ -440,7 +408,7 @@ class ChangeGuard:
             elif event in SIGNALS:
                 # A process that has been started may be stopped; 0 asks whether there is one.
                 if arguments[1] and not CHILDREN.search(_find_inner()):
-                    self._stop(event, arguments[0], f"would send a signal: {LEAVE_OUT}")
+                    self.stop(event, arguments[0], f"would send a signal: {LEAVE_OUT}")
             elif event == "open":
                 self._judge_open(*arguments)
             elif event == "sqlite3.connect":
@@ -475,7 +443,7 @@ class ChangeGuard:
         if owner in {LABKIT, PYTHON} or (owner == FRAMEWORK and is_cache(real)) or _is_odd(real):
             return
         name = "open()" if event == "open" else event
-        self._stop(
+        self.stop(
             event,
             path,
             f"would change a real file: call {name} by that name, with a path alone,"
@@ -488,7 +456,7 @@ class ChangeGuard:
             return
         real = self._locate(name.removeprefix("file:").partition("?")[0], None, follows=True)
         if real is not None and find_caller()[0] not in {LABKIT, PYTHON}:
-            self._stop(
+            self.stop(
                 "sqlite3.connect",
                 path,
                 "can change a real file: connect to file:...?mode=ro with uri=True,"
@@ -501,7 +469,7 @@ class ChangeGuard:
             return
         real = self._locate(address, None, follows=True)
         if real is not None and find_caller()[0] not in {LABKIT, PYTHON}:
-            self._stop("socket.bind", address, f"would make a real file: {LEAVE_OUT}")
+            self.stop("socket.bind", address, f"would make a real file: {LEAVE_OUT}")
 
     def _judge_process(self, event: str, arguments: tuple[Any, ...]) -> None:
         command = arguments[1] if event == "subprocess.Popen" else arguments[0]
@@ -514,17 +482,17 @@ class ChangeGuard:
         command = os.fsdecode(command)
         # A package starts what it needs for itself.
         if owner == USER and judge_file(file) != PACKAGE and not PRINTING.fullmatch(command):
-            self._stop(event, command, f"would start a real process: {LEAVE_OUT}")
+            self.stop(event, command, f"would start a real process: {LEAVE_OUT}")
 
     def _start_process(self, start: Any, process: Any) -> Any:
         """For a process that does not know of the simulation, since it is not a fork."""
         if self._threads.includes_this():
-            self._stop("Process.start", process.name, f"would start a real process: {LEAVE_OUT}")
+            self.stop("Process.start", process.name, f"would start a real process: {LEAVE_OUT}")
         return start(process)
 
     def refuse(self, name: str, path: Any) -> None:
         """Stops a function that would write files by itself."""
-        self._stop(name, path, f"would write real files: {LEAVE_OUT}")
+        self.stop(name, path, f"would write real files: {LEAVE_OUT}")
 
     def _locate(self, path: Any, base: Any, *, follows: bool) -> str | None:
         """The real path of a file outside of the layer; None for one in it, or without a name."""
@@ -552,7 +520,8 @@ class ChangeGuard:
         """Keeps the obstacle of what is not run: it would change a database, or an HDF5 file."""
         self._keep_stop(name, path, f"would change a file that was open before: {LEAVE_OUT}")
 
-    def _stop(self, event: str, shown: Any, reason: str) -> None:
+    def stop(self, event: str, shown: Any, reason: str) -> None:
+        """Stops the step at a call, which is not made."""
         made = self._keep_stop(event, shown, reason)
         # A pool waits forever for a worker that has ended.
         raise SystemExit(str(made)) if self._threads.is_own else PermissionError(str(made))
@@ -565,6 +534,66 @@ class ChangeGuard:
         made = EstimateObstacle(f"{event}({shown})", reason, frame)
         self.obstacle = self.obstacle or made
         return made
+
+
+class EndingFunctions:
+    """Python's functions that end the process, change it for good, or send signals."""
+
+    def __init__(self) -> None:
+        self.made = MadeReplacements(self._list_functions, ())
+        self._guard: ChangeGuard | None = None
+        self._process = 0
+        self._signals = StepSignals(self._is_step, self._stop_signal)
+
+    def begin(self, guard: ChangeGuard) -> None:
+        """The functions belong to this guard's step, and to this process."""
+        self._guard, self._process = guard, os.getpid()
+        self._signals.begin()
+
+    def end(self) -> None:
+        """The step has ended."""
+        self._guard = None
+
+    def _is_step(self) -> bool:
+        """True in the step, and false in what it has forked."""
+        guard = self._guard
+        return guard is not None and guard.is_step() and os.getpid() == self._process
+
+    def _list_functions(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        names = {name: self._end_step(getattr(os, name)) for name in ("_exit", "abort")}
+        yield os, names | {name: self._refuse(name) for name in LASTING if hasattr(os, name)}
+        yield from self._signals.list_functions().items()
+
+    def _end_step(self, end: Callable[..., Any]) -> Callable[..., Any]:
+        """``os._exit`` and ``os.abort``, which end the step as ``sys.exit`` does."""
+
+        @functools.wraps(end)
+        def answer(*given: Any, **named: Any) -> Any:
+            if self._is_step():
+                raise SystemExit(*given, *named.values())
+            return end(*given, **named)
+
+        return answer
+
+    def _refuse(self, name: str) -> Callable[..., Any]:
+        act = getattr(os, name)
+
+        @functools.wraps(act)
+        def answer(*given: Any, **named: Any) -> Any:
+            if self._is_step() and not (name == "nice" and given == (0,)):  # which only reads
+                shown = given[0] if len(given) == 1 else ", ".join(map(repr, given))
+                shown = shown if isinstance(shown, int) else str(shown)
+                self._stop(f"os.{name}", shown, "would change the real process")
+            return act(*given, **named)
+
+        return answer
+
+    def _stop_signal(self, name: str, number: int, why: str) -> None:
+        self._stop(name, number, why)
+
+    def _stop(self, name: str, shown: Any, why: str) -> None:
+        assert self._guard is not None
+        self._guard.stop(name, shown, f"{why}: {LEAVE_OUT}")
 
 
 def find_caller() -> tuple[str, str]:
@@ -631,6 +660,8 @@ def _is_odd(path: str) -> bool:
 
 
 _GUARDS: list[ChangeGuard] = []
+# There is one estimate at a time.
+_ENDINGS = EndingFunctions()
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:

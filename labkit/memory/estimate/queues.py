@@ -14,9 +14,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, _base
+from multiprocessing import pool
 from typing import Any
 
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_attributes
 from labkit.memory.estimate.guard import IS_DONE, WORK, StepThreads
 from labkit.memory.estimate.held import DROPPED, FIX_QUEUE, HeldQueue, LiveIteratorError
 
@@ -64,6 +65,19 @@ def hold_queues(
         yield
 
 
+class _Running:
+    """The threads of the step that is simulated now; there is one at a time."""
+
+    threads: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.threads, name)
+
+    def includes_this(self) -> bool:
+        """Whether the running thread works for the step."""
+        return bool(self.threads.includes_this())
+
+
 @contextlib.contextmanager
 def hold_pools(threads: StepThreads) -> Iterator[None]:
     """Refuses work for pools of processes from before, and the end of any pool, until exit.
@@ -71,41 +85,43 @@ def hold_pools(threads: StepThreads) -> Iterator[None]:
     Has the work of threads played, and sees where the step waits for it.
     """
     with contextlib.ExitStack() as stack:
-        for name in ("concurrent.futures.thread", *EXECUTORS):
-            module: Any = sys.modules.get(name)
-            for kind in map(vars(module or object).get, POOLS):
-                if kind is None:
-                    continue
-                names = {"__init__": _mark(kind.__init__, threads.includes_this)}
-                names["shutdown"] = _wrap_end(kind.shutdown, threads)
-                if name in EXECUTORS:
-                    names["submit"] = _wrap_work(kind.submit, threads, is_lent=False)
-                stack.enter_context(replace_attributes(kind, **names))
-        names = {one: _see_done(getattr(Future, one), threads) for one in ASKING}
-        names |= {one: _refuse_answer(getattr(Future, one), threads) for one in ANSWERING}
-        names["__init__"] = _mark(Future.__init__, threads.includes_this)
-        stack.enter_context(replace_attributes(Future, **names))
-        names = {"__init__": _see_all(_base._AcquireFutures.__init__, threads)}
-        stack.enter_context(replace_attributes(_base._AcquireFutures, **names))
-        module = sys.modules.get("multiprocessing.pool")
-        if module is not None:
-            for kind, names in _list_methods(module, threads):
-                stack.enter_context(replace_attributes(kind, **names))
+        _running.threads = threads
+        for kind, names in _POOLS.find():
+            stack.enter_context(Replacement(kind, names))
         yield
 
 
-def _list_methods(module: Any, threads: StepThreads) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _list_pools(threads: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What replaces which methods of pools, and of what these return."""
+    for name in ("concurrent.futures.thread", *EXECUTORS):
+        module: Any = sys.modules.get(name)
+        for kind in map(vars(module or object).get, POOLS):
+            if kind is None:
+                continue
+            names = {"__init__": _mark(kind.__init__, threads.includes_this)}
+            names["shutdown"] = _wrap_end(kind.shutdown, threads)
+            if name in EXECUTORS:
+                names["submit"] = _wrap_work(kind.submit, threads)
+            yield kind, names
+    names = {one: _see_done(getattr(Future, one), threads) for one in ASKING}
+    names |= {one: _refuse_answer(getattr(Future, one), threads) for one in ANSWERING}
+    yield Future, names | {"__init__": _mark(Future.__init__, threads.includes_this)}
+    waiting = _base._AcquireFutures
+    yield waiting, {"__init__": _see_all(waiting.__init__, threads)}
+    yield from _list_methods(pool, threads)
+
+
+def _list_methods(module: Any, threads: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What replaces which methods of multiprocessing's pools and of their results."""
-    for kind in (module.ThreadPool, module.Pool):
-        is_lent = kind is module.ThreadPool
-        names = {one: _wrap_work(getattr(kind, one), threads, is_lent=is_lent) for one in GIVING}
-        names |= {one: _wrap_end(getattr(kind, one), threads) for one in ENDING}
-        yield kind, names | {"__init__": _mark(kind.__init__, threads.includes_this)}
+    kind = module.Pool
+    names = {one: _wrap_work(getattr(kind, one), threads) for one in GIVING}
+    names |= {one: _wrap_end(getattr(kind, one), threads) for one in ENDING}
+    yield kind, names | {"__init__": _mark(kind.__init__, threads.includes_this)}
     kind = module.ApplyResult
     yield kind, {one: _see_done(getattr(kind, one), threads) for one in ("get", "wait", "ready")}
 
 
-def _refuse_answer(act: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+def _refuse_answer(act: Callable[..., Any], threads: Any) -> Callable[..., Any]:
     """A method that answers a future, which may be one from before."""
 
     @functools.wraps(act)
@@ -117,7 +133,7 @@ def _refuse_answer(act: Callable[..., Any], threads: StepThreads) -> Callable[..
     return answer
 
 
-def _see_all(begin: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+def _see_all(begin: Callable[..., Any], threads: Any) -> Callable[..., Any]:
     """``_AcquireFutures``, by which Python waits for several futures."""
 
     def answer(one: Any, given: Any) -> None:
@@ -132,7 +148,7 @@ def _see_all(begin: Callable[..., Any], threads: StepThreads) -> Callable[..., A
     return answer
 
 
-def _wrap_end(end: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+def _wrap_end(end: Callable[..., Any], threads: Any) -> Callable[..., Any]:
     """A method that ends a pool, or waits for its end."""
 
     @functools.wraps(end)
@@ -156,7 +172,7 @@ def _list_workers(pool: Any) -> list[threading.Thread]:
     return [one for one in found if isinstance(one, threading.Thread)]
 
 
-def _see_done(ask: Callable[..., Any], threads: StepThreads) -> Callable[..., Any]:
+def _see_done(ask: Callable[..., Any], threads: Any) -> Callable[..., Any]:
     """A method of a result that waits for it, or asks whether it is there."""
 
     @functools.wraps(ask)
@@ -170,22 +186,21 @@ def _see_done(ask: Callable[..., Any], threads: StepThreads) -> Callable[..., An
     return answer
 
 
-def _wrap_work(
-    give: Callable[..., Any], threads: StepThreads, *, is_lent: bool
-) -> Callable[..., Any]:
+def _wrap_work(give: Callable[..., Any], threads: Any) -> Callable[..., Any]:
     @functools.wraps(give)
-    def answer(pool: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
-        if (hasattr(pool, MADE) and not is_lent) or not threads.includes_this():
-            return give(pool, function, *arguments, **named)
+    def answer(one: Any, function: Any, /, *arguments: Any, **named: Any) -> Any:
+        is_lent = isinstance(one, pool.ThreadPool)
+        if (hasattr(one, MADE) and not is_lent) or not threads.includes_this():
+            return give(one, function, *arguments, **named)
         if is_lent:
-            run, work = threads.make_run(function, pool)
-            made = give(pool, run, *arguments, **named)
+            run, work = threads.make_run(function, one)
+            made = give(one, run, *arguments, **named)
             if hasattr(made, "ready"):
                 setattr(made, WORK, work)
                 threads.settle(made, functools.partial(is_done, made))
             return made
         raise LiveIteratorError(
-            f"a {type(pool).__name__} of processes", FIX_POOL, "gives work to", CAUSE
+            f"a {type(one).__name__} of processes", FIX_POOL, "gives work to", CAUSE
         )
 
     return answer
@@ -228,3 +243,7 @@ def _drop(
         return None
 
     return answer
+
+
+_running = _Running()
+_POOLS = MadeReplacements(lambda: _list_pools(_running), EXECUTORS)

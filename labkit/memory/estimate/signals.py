@@ -9,7 +9,6 @@ from __future__ import annotations
 import _thread
 import functools
 import math
-import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -24,19 +23,28 @@ TIMERS = {
 }  # fmt: skip
 SENDING = ("raise_signal", "pidfd_send_signal")
 WAITING = ("pause", "sigwait", "sigwaitinfo")
-FIND_HANDLER = signal.getsignal
+# Without names for numbers, which would take most of the time.
+FIND_HANDLER: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 
 
 class StepSignals:
-    """Replaces Python's functions where ``is_step()``; ``stop`` takes a call, its number, why."""
+    """Replaces Python's functions where ``is_step()``; ``stop`` takes a call, its number, why.
+
+    ``is_step()`` is false in what the step has forked, which has signals of its own.
+    """
 
     def __init__(
         self, is_step: Callable[[], bool], stop: Callable[[str, int, str], object]
     ) -> None:
-        self._is_step, self._stop, self._process = is_step, stop, os.getpid()
-        self._handlers = {number: FIND_HANDLER(number) for number in TIMERS.values()}
+        self._is_step, self._stop = is_step, stop
+        self._handlers: dict[int, Any] = {}
         # By the timer: what the step has set, and has not been set for real.
         self._set: dict[int, tuple[float, float]] = {}
+
+    def begin(self) -> None:
+        """Takes the handlers of now for those from before the step."""
+        self._handlers = {number: FIND_HANDLER(number) for number in TIMERS.values()}
+        self._set.clear()
 
     def list_functions(self) -> dict[Any, dict[str, Any]]:
         """What replaces which functions of which modules."""
@@ -48,16 +56,12 @@ class StepSignals:
         interrupt = self._refuse("interrupt_main", "would send a signal", _thread)
         return {signal: sending | waiting | timers, _thread: {"interrupt_main": interrupt}}
 
-    def _acts(self) -> bool:
-        # What the step has forked has its own.
-        return self._is_step() and os.getpid() == self._process
-
     def _refuse(self, name: str, why: str, owner: Any = signal) -> Callable[..., Any]:
         act = getattr(owner, name)
 
         @functools.wraps(act)
         def answer(*given: Any, **named: Any) -> Any:
-            if not self._acts():
+            if not self._is_step():
                 return act(*given, **named)
             number = next((one for one in reversed(given) if isinstance(one, int)), signal.SIGINT)
             return self._stop(f"{owner.__name__}.{name}", int(number), why)
@@ -67,7 +71,7 @@ class StepSignals:
     def _setitimer(self, which: int, seconds: float, interval: float = 0.0) -> tuple[float, float]:
         number = TIMERS.get(which)
         ends = number is not None and FIND_HANDLER(number) is not self._handlers[number]
-        if not self._acts() or ends or seconds < 0 or interval < 0:
+        if not self._is_step() or ends or seconds < 0 or interval < 0:
             found: tuple[float, float] = SET_TIMER(which, seconds, interval)
             return found
         before = self._getitimer(which)
@@ -75,7 +79,7 @@ class StepSignals:
         return before
 
     def _getitimer(self, which: int) -> tuple[float, float]:
-        return self._set[which] if which in self._set and self._acts() else GET_TIMER(which)
+        return self._set[which] if which in self._set and self._is_step() else GET_TIMER(which)
 
     def _alarm(self, seconds: int) -> int:
         left, _ = self._setitimer(signal.ITIMER_REAL, seconds)
