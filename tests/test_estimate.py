@@ -8,6 +8,7 @@ import datetime
 import functools
 import gzip
 import io
+import logging
 import math
 import os
 import pickle
@@ -646,6 +647,70 @@ def test_the_time_leaps_for_the_steps_threads_alone(other):
 
     assert estimate.lowest_bytes < estimate.peak_bytes == 4000
     assert max(seen.take()) - started < 3_600
+
+
+# Texts in which a whole number is printed, and what does more with it.
+SHOWN = {
+    "int": lambda value: f"{int(value)}",
+    "int with places": lambda value: f"{int(value):5d}",
+    "percent": lambda value: "%d" % value,  # noqa: UP031
+    "percent of two": lambda value: "%s %d" % ("loss", value),  # noqa: UP031
+    "logging": lambda value: logging.getLogger("labkit-shown").error("%d", value),
+    "round": lambda value: f"{round(value)}",
+    "floor": lambda value: f"{math.floor(value)}",
+    "ceil": lambda value: f"{math.ceil(value):>4}",
+}
+READ = {
+    "int": lambda value: torch.ones(int(value)),
+    "int in an f-string's expression": lambda value: f"{torch.ones(int(value)).shape}",
+    "int beside a remainder": lambda value: 7 % int(value),
+    "round": lambda value: torch.arange(round(value)),
+    "floor": lambda value: [0] * math.floor(value),
+    "hash": lambda value: {value},
+    "divmod": lambda value: divmod(value, 2),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_whole_number_that_is_only_printed_is_allowed(name):
+    def step(layer):
+        loss = layer(torch.ones(2, 4)).mean()
+        loss.backward()
+        SHOWN[name](loss.item())
+
+    estimate = estimate_memory(step, nn.Linear(4, 4))
+    assert estimate.obstacle is None and "is no result" in estimate.notes[0]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_whole_number_that_is_used_makes_a_lower_bound(name):
+    def step(layer):
+        READ[name](layer(torch.ones(2, 4)).mean().item())
+
+    assert "reads a value" in estimate_memory(step, nn.Linear(4, 4)).obstacle.reason
+
+
+@pytest.mark.parametrize(
+    "test",
+    [lambda value: abs(value) > 3, lambda value: value % 3 > 1, lambda value: 7 % value > 1],
+    ids=["abs", "remainder", "remainder by it"],
+)
+def test_what_is_computed_of_an_unknown_number_is_unknown(test):
+    def step(layer):
+        if test(layer(torch.ones(2, 4)).mean().item()):
+            torch.ones(1000)
+
+    estimate = estimate_memory(step, nn.Linear(4, 4))
+    assert estimate.peak_bytes - estimate.lowest_bytes > 3500
+
+
+def test_the_remainder_of_a_count_has_ends():
+    def step(batch=4):
+        scores = torch.randn(100, 8)
+        return lambda: torch.ones(1000 * ((scores.argmax(1) == 0).sum().item() % 4 + 1))
+
+    estimate = estimate_memory(step)
+    assert estimate.peak_bytes - estimate.lowest_bytes == 12_000
 
 
 def test_draws_that_decide_nothing_are_no_range():

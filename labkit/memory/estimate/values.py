@@ -10,8 +10,10 @@ decides by an unknown value, ``Assumptions`` decides, and names the line.
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import operator as operators
+import sys
 import time
 import weakref
 from collections import Counter
@@ -373,11 +375,72 @@ class UnknownNumber(float):
         return hash(self._choose())
 
     def __round__(self, digits: Any = None) -> Any:  # type: ignore[override]
-        return self._choose() if digits is None else make_unknown(self.assumptions, self.limits)
+        if digits is not None:
+            return make_unknown(self.assumptions, self.limits)
+        shown = self.limits is None and is_shown(sys._getframe(1))
+        return make_unknown(self.assumptions) if shown else self._choose()
+
+    def _cut(self) -> Any:
+        """A whole number of this one, which C would not know to be unknown."""
+        shown = self.limits is None and is_shown(sys._getframe(1))
+        return make_unknown(self.assumptions) if shown else self._choose()
+
+    def __int__(self) -> int:
+        return 1 if self.limits is None and is_shown(sys._getframe(1)) else self._choose()
+
+    def __abs__(self) -> Any:
+        limits = self.limits
+        if limits is not None and limits.low < 0:
+            highest = max(abs(limits.low), abs(limits.high))
+            limits = limits._replace(low=0, high=highest, distinct=False)
+        return make_unknown(self.assumptions, limits)
+
+    def __mod__(self, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        limits = self.limits
+        if limits is not None:
+            counts = isinstance(other, int) and other > 0
+            limits = limits._replace(low=0, high=other - 1, distinct=False) if counts else None
+        return make_unknown(self.assumptions, limits)
+
+    def __rmod__(self, other: Any) -> Any:
+        known = isinstance(other, int | float)
+        return make_unknown(self.assumptions) if known else NotImplemented
 
     # An unknown count without limits can be added up, but not be used as a size or an index.
-    __index__ = __int__ = __trunc__ = __floor__ = __ceil__ = _choose
+    __index__ = _choose
+    __trunc__ = __floor__ = __ceil__ = _cut  # type: ignore[assignment]
     __divmod__ = __rdivmod__ = _refuse  # type: ignore[assignment]
+
+
+def is_shown(frame: Any) -> bool:
+    """True where what the frame's running instruction makes goes into a text, and nowhere else.
+
+    That is ``"%d" % value``, and ``int(value)`` in an f-string.
+    """
+    return frame.f_lasti in _find_shown(frame.f_code)
+
+
+@functools.lru_cache(maxsize=1024)
+def _find_shown(code: Any) -> frozenset[int]:
+    """Where instructions of the code make what is only shown, by their offsets."""
+    steps = [one for one in dis.get_instructions(code) if one.opname not in UNSEEN]
+    found = set()
+    for place, one in enumerate(steps):
+        rest = one.opname == "BINARY_MODULO" or (one.opname == "BINARY_OP" and "%" in one.argrepr)
+        following = [each.opname for each in steps[place + 1 : place + 3]]
+        if following[:1] == ["LOAD_CONST"]:  # how many places, and the like
+            following = following[1:]
+        shown = bool(following) and following[0].startswith("FORMAT_")
+        if rest or (shown and one.opname in CALLS):
+            found.add(one.offset)
+    return frozenset(found)
+
+
+# Instructions without a result, and those that call a function of one argument.
+UNSEEN = {"CACHE", "EXTENDED_ARG", "NOP", "PRECALL"}
+CALLS = {"CALL", "CALL_FUNCTION", "CALL_METHOD"}
 
 
 def _pass_on(operate: Callable[..., Any], *, needs_limits: bool = False) -> Callable[..., Any]:
