@@ -33,6 +33,7 @@ import torch
 
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_attributes
 from labkit.memory.estimate.model import EstimateObstacle
+from labkit.memory.estimate.obstacles import StoppedThread
 from labkit.memory.estimate.signals import StepSignals
 from labkit.memory.track.frames import (
     OWN,
@@ -328,10 +329,6 @@ class StepThreads:
         """True when none of them works any more."""
         works = any(one.is_alive() for one in self._started)
         return self._own is None and not works and all(one.done() for one in self._given)
-
-
-class StoppedThread(SystemExit):
-    """Ends a thread that the step has left running."""
 
 
 def _stop_thread(thread: threading.Thread) -> None:

@@ -34,6 +34,10 @@ class RealTensorError(Exception):
     """
 
 
+class StoppedThread(SystemExit):
+    """Ends a thread that the step has left running."""
+
+
 class LazyTensorError(Exception):
     """A parameter of a lazy module, which has no size until its module has run."""
 

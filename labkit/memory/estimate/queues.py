@@ -65,7 +65,7 @@ def hold_queues(
         yield
 
 
-class _Running:
+class _RunningThreads:
     """The threads of the step that is simulated now; there is one at a time."""
 
     threads: Any = None
@@ -245,5 +245,5 @@ def _drop(
     return answer
 
 
-_running = _Running()
+_running = _RunningThreads()
 _POOLS = MadeReplacements(lambda: _list_pools(_running), EXECUTORS)

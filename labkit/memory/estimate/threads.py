@@ -22,9 +22,13 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import LENT, FakeMode
-from labkit.memory.estimate.guard import StoppedThread
 from labkit.memory.estimate.model import EstimateObstacle
-from labkit.memory.estimate.obstacles import LazyTensorError, RealTensorError, read_obstacle
+from labkit.memory.estimate.obstacles import (
+    LazyTensorError,
+    RealTensorError,
+    StoppedThread,
+    read_obstacle,
+)
 from labkit.memory.estimate.tracer import DEVICE, FakeTracer
 from labkit.memory.track.frames import find_user_frames, list_thread_frames
 
