@@ -27,7 +27,10 @@ _NOT_LEVEL = (
     r"(?!\W{1,3}(?:rates?|counts?|levels?|thresholds?|handl(?:ers?|ing)|log(?:s|ging|file)?|messages?"
     r"|lines?|budget|bars?|metrics?|total|events?|and|or|if)\b)"
 )
-_SUFFIXES = r"\.(?:go|cc|cpp|cxx|cu|c|hh|hpp|h|cuh|inc|inl|py|rs|java|mm)"
+_STAMP = (
+    r"(?:20\d\d)?\d{4} \d\d:\d\d:[\d.]{2,20} .{1,160}?\.(?:go|cc|cpp|cu|c|hpp|h|cuh|py|rs)"
+    r":\d{1,6}\] "
+)
 # A number that says that nothing failed.
 _NOT_ONE = r"(?!\W{0,3}(?:0(?![x\w])|none\b|null\b|no\b|false\b|never\b|n/a\b|\[\]|-\s*$))"
 _NAMED = r"(?:(?!(?-i:INFO|DEBUG|TRACE|NOTICE)\b)[\w./'#\[\]-]{1,60}\x20{1,4})"
@@ -51,10 +54,13 @@ _OF_LOGS = (
     r"\"(?:level|severity|lvl)\":\s?\"(?:error|fatal|panic|critical)\"",
     # pino and bunyan number the levels.
     r"^\{(?=.{0,400}\"msg\":\s?\"\w).{0,200}\"level\":\s?[56]0,",
-    # glog, abseil, klog, torch; TensorFlow's own form of it.
-    rf"^(?:\[rank\d{{1,5}}\]:)?\[?(?-i:[EF])(?:20\d\d)?\d{{4}} \d\d:\d\d:[\d.]{{2,20}} .{{1,160}}?"
-    rf"{_SUFFIXES}:\d{{1,6}}\] ",
-    rf"^(?:\d{{4}}-\d\d-\d\d \S{{1,20}}: )?(?-i:[EF]) \S{{1,160}}{_SUFFIXES}:\d{{1,6}}\] ",
+    # glog, abseil, klog, torch; TensorFlow's own form of it. Each begins with a sign of its own, or
+    # it would be tried at every letter of a log.
+    rf"^E{_STAMP}",
+    rf"^F{_STAMP}",
+    rf"^\[[EF]{_STAMP}",
+    rf"^\[rank\d{{1,5}}\]:\[?[EF]{_STAMP}",
+    r"^\d{4}-\d\d-\d\d \S{1,20}: [EF] \S{1,160}\.(?:cc|cpp|cu|h):\d{1,6}\] ",
     r"\[(?:error|fatal|critical|emerg|alert|crit)\]",
     r"^(?:fail|crit): [\w.]{1,160}\[\d{1,9}\]\s*$",
 )
@@ -64,7 +70,7 @@ _OF_TOOLS = (
     r"(?:error|fatal|panic|critical): ",
     r"^(?:\S{1,160}\x20{1,4})?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
     # MSVC, TypeScript, C#.
-    r"\berror (?-i:[A-Z]{1,6})\d{3,5}\x20?: ",
+    r"\berror (?:C|CS|LNK|MSB|TS|D|FS|BC|NU|NETSDK|CVT|RC|U)\d{3,5}\x20?: ",
     r"^(?:nvcc|ptxas|nvlink|fatbinary|cicc) (?:fatal|error)\s{0,8}: ",
     r"^An? (?:\w{1,20} )?error (?:has )?occurred\b",
     r"\bAssertion ['`].{1,200}' failed\b",
