@@ -28,6 +28,7 @@ def show(text, distribution=UNKNOWN):
         (CRI.replace("F", "P").replace("Z", "+08:00") + SHM, "emptyDir", "try: docker"),
         ("$ kubectl logs a-0\nRuntimeError: No HIP GPUs are available", "amd.com/gpu", "usermod"),
         (CRI + "RuntimeError: No HIP GPUs are available", "supplementalGroups", "usermod"),
+        (f"kubectl logs a-0\nrocm-smi: MI300X\n{NO_GPU}", "amd.com/gpu", "nvidia.com/gpu"),
         ("kubectl logs a-0\nopen /dev/nvidiactl: permission denied", "securityContext", "usermod"),
         (f"$ podman run -v ./data:/data t\n{DENIED}'/data/out.txt'", ":Z", "chown -R"),
         (

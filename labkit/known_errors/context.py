@@ -52,6 +52,7 @@ _TOGETHER = {
     "desktop-wsl": ({"desktop", "wsl"}, set[str]()),
     "rocm-wsl": ({"rocm", "wsl"}, set[str]()),
     "wsl-itself": ({"wsl"}, {"container"}),
+    "rocm-k8s": ({"rocm", "k8s"}, set[str]()),
     "rocm-users": ({"rocm", "user-matters"}, set[str]()),
     "lightning-forks": ({"lightning-run", "notebook"}, set[str]()),
     "rocm-vllm": ({"rocm", "vllm"}, {"cuda-build"}),
