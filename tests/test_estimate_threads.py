@@ -367,6 +367,27 @@ def test_a_thread_that_goes_on_after_the_step_is_stopped(given):
     assert not seen.take()
 
 
+def test_what_goes_on_in_a_pool_from_before_makes_a_lower_bound(given):
+    pool, goes_on = ThreadPoolExecutor(1), Record()
+    goes_on.append(True)
+
+    def work():
+        while goes_on:
+            time.sleep(0.001)
+
+    def step(model, optimizer, inputs):
+        pool.submit(work)
+        model(inputs)
+
+    other = threading.Timer(3, goes_on.take)
+    other.start()
+    obstacle = estimate_memory(step, *given).obstacle
+    other.join()
+    assert "wait for its result" in obstacle.reason
+    assert pool.submit(int).result(9) == 0
+    pool.shutdown()
+
+
 def test_a_timer_that_ends_after_the_step_is_cancelled(given):
     seen = Record()
 

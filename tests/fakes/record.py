@@ -17,6 +17,10 @@ class Record:
         """Adds a value."""
         getattr(string, self._name).append(value)
 
+    def __len__(self) -> int:
+        """How many values there are."""
+        return len(getattr(string, self._name))
+
     def take(self) -> list[Any]:
         """The values so far, which are forgotten."""
         found: list[Any] = getattr(string, self._name)[:]

@@ -79,6 +79,7 @@ LEFT_SECONDS = 0.5
 POOLS = re.compile(r"[/\\](?:concurrent[/\\]futures[/\\]thread|multiprocessing[/\\]pool)\.py$")
 WORK, IS_DONE = "labkit_work", Future.done
 COMPUTES_ON = "goes on after the step: what it computes then is missing; join it in the step"
+RUNS_ON = "goes on after the step, and for real: wait for its result in the step"
 GOES_ON = "thread {!r}, which the step starts, goes on after it: the simulation stops it"
 CANCELLED = "a Timer that the step starts ends after it: its function is not simulated"
 NOW, JOIN, IS_ALIVE = time.monotonic, threading.Thread.join, threading.Thread.is_alive
@@ -295,6 +296,9 @@ class StepThreads:
             else:
                 note(GOES_ON.format(thread.name))
             _stop_thread(thread)
+        # A thread of a pool from before is not ended: what it does for the step cannot be stopped.
+        for work in (getattr(one, WORK, None) for one in self._given if not IS_DONE(one)):
+            refuse(EstimateObstacle("a pool's work", RUNS_ON, work and work.frame))
         deadline = NOW() + LEFT_SECONDS
         for thread in left:
             JOIN(thread, max(0.0, deadline - NOW()))

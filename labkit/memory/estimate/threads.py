@@ -185,6 +185,10 @@ class PlayedThreads:
 
     def wrap_initializers(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments of a pool's worker, whose functions of the step's are played."""
+        for one in arguments:  # since Python 3.14 one of them has the function
+            begin: Any = getattr(one, "initializer", None)
+            if type(begin) in FUNCTIONS:
+                one.initializer = self._wrap_first(begin)
         return tuple(self._wrap_first(one) if type(one) in FUNCTIONS else one for one in arguments)
 
     def _wrap_first(self, function: Callable[..., Any]) -> Callable[..., Any]:
