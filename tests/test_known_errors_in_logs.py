@@ -596,6 +596,31 @@ OUT = (
         ),
         ("Linux 5.15.0-microsoft-standard-WSL2\nNo CUDA GPUs are available", "Windows"),
         (
+            "Debian 11\nTesla P100\nNVIDIA-SMI has failed because it couldn't communicate with the "
+            "NVIDIA driver",
+            "linux-headers",
+        ),
+        (
+            'File "/x/lib/python3.11/site-packages/datasets/arrow_writer.py", line 575, in w\n'
+            "OSError: [Errno 28] No space left on device",
+            "HF_HOME",
+        ),
+        (
+            "from_pretrained(name, trust_remote_code=True)\nImportError: cannot import name "
+            "'is_x_available' from 'transformers.utils' (/x.py)",
+            "grep transformers_version",
+        ),
+        (
+            "platform:5070ti Torch: 2.0.1+cu117\nCUDA error: no kernel image is available for "
+            "execution on the device",
+            "whl/cu130",
+        ),
+        (
+            "xFormers was built for:\n  PyTorch 2.0.1+cu118 with CUDA 1108 (you have 2.0.1)\n"
+            "  Python  3.8.16 (you have 3.8.13)",
+            "whl/cu124",
+        ),
+        (
             "nixos kernel: x\nNVRM: The NVIDIA probe routine was not called for 1 device(s).",
             "blacklistedKernelModules",
         ),

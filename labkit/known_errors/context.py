@@ -32,6 +32,7 @@ from labkit.known_errors.pythons import (
 from labkit.known_errors.signs import (
     BUILD_WORDS,
     CARD,
+    CARD_PARTS,
     CARD_WORDS,
     FAMILIES,
     FIRST_RANK,
@@ -52,6 +53,7 @@ _TOGETHER = {
     "desktop-wsl": ({"desktop", "wsl"}, set[str]()),
     "rocm-wsl": ({"rocm", "wsl"}, set[str]()),
     "wsl-itself": ({"wsl"}, {"container"}),
+    "legacy-debian": ({"legacy", "debian"}, set[str]()),
     "rocm-k8s": ({"rocm", "k8s"}, set[str]()),
     "rocm-users": ({"rocm", "user-matters"}, set[str]()),
     "lightning-forks": ({"lightning-run", "notebook"}, set[str]()),
@@ -191,7 +193,8 @@ class Context:
         if "rank" not in self.values and any(word in words for word in RANK_WORDS):
             found = FIRST_RANK.search(text)
             self.values |= {"rank": found[1] or found[2]} if found else {}
-        is_named = "rtx" in whole or "gtx" in whole or any(word in words for word in CARD_WORDS)
+        is_named = any(part in whole for part in CARD_PARTS)
+        is_named = is_named or any(word in words for word in CARD_WORDS)
         if "card" not in self.values and is_named:
             names = map(spell_card, (found[0] for found in CARD.finditer(text)))
             known = filter(infer_capability, names)

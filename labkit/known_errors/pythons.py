@@ -14,6 +14,7 @@ _VERSION = re.compile(
 _NAMED_VERSION = re.compile(
     r"(?:^[>$ ]{0,3}|\n[>$ ]{0,3})Python (3\.\d{1,2})\.\d|cpython-(3\.\d{1,2})\.\d"
     r"|\bPython (3\.\d{1,2})[\d.]* (?:environment|interpreter|\||\()|\bpy -(3\.\d{1,2})\b"
+    r"|\bPython {1,3}3\.[\d.]{1,6} \(you have (3\.\d{1,2})\b"
     r"|\bPython [Vv]ersion\W{1,4}(?:Python )?(3\.\d{1,2})\b"
     r"|\b(?:am on|failing on|fails on|using|running|with|installed|have|under|use) "
     r"[Pp]ython ?(3\.\d{1,2})\b"

@@ -626,6 +626,18 @@ SIGNS = (
         r"|\b(?:as|with|under) (?:root|sudo)[, ]{1,2}(?:it )?(?:works|is true|returns true)",
         "user|account|getent|root|sudo",
     ),
+    _sign(
+        "hf-files",
+        "datasets huggingface",
+        r"[\\/]site-packages[\\/](?:datasets|huggingface_hub)[\\/]",
+        "datasets|huggingface_hub",
+    ),
+    _sign(
+        "remote-code",
+        "trust",
+        r"\btrust_remote_code\W{1,3}true\b",
+        "trust_remote_code",
+    ),
     _sign("triton-cache", "triton inductor torchinductor", r"\.triton/|/triton[_-]|torchinductor_"),
     _sign("vllm-image", "openai", r"\bvllm/vllm-openai\b", "vllm-openai"),
     _sign(
@@ -1122,6 +1134,7 @@ CARD_WORDS = frozenset(
     b"rtx gtx gt tesla quadro grid titan p100 v100 t4 a100 h100 h200 l4 l40s b200 gb10 k80"
     b" k40".split()
 )
+CARD_PARTS = ("rtx", "gtx", "0ti", "0 ti")
 PYTHON_WORDS = (b"packages", b"embeded", b"embedded", b"portable", b"bin", b"scripts")
 BUILD_WORDS = (b"subprocess", b"metadata", b"failed", b"successfully")
 RANK_WORDS = (b"observed", b"exitcode")
@@ -1135,6 +1148,7 @@ VERSION_WORDS = (b"packages", b"python", b"cpython", b"py")
 CARD = re.compile(
     r"\b(?:NVIDIA )?(?:GeForce )?(?:(?:(?i:RTX|GTX)|GT|TITAN)(?: PRO)? ?[A-Z]?\d{2,4}"
     r"(?i: ?Ti\b)?(?: SUPER)?"
+    r"|(?<![\w./#-])[1-5]0[5-9]0 ?(?i:Ti\b)"
     r"|(?:Tesla|Quadro|GRID)(?: RTX)? [A-Z]?\d{1,4}|[PVAHBLKT]\d{1,3}S?\b(?= |-))"
     r"|\bNVIDIA [PVAHBLKT]\d{1,3}S?\b"
 )
@@ -1145,7 +1159,11 @@ def spell_card(name: str) -> str:
 
     >>> spell_card("rtx5060TI")
     'RTX 5060 Ti'
+    >>> spell_card("5070ti")
+    'RTX 5070 Ti'
     """
+    if name[0].isdigit():
+        name = f"{'GTX' if name[0] == '1' else 'RTX'} {name}"
     name = re.sub(r"\b(rtx|gtx) ?(?=\d)", lambda it: f"{it[1].upper()} ", name, flags=re.IGNORECASE)
     return re.sub(r"(?<=\d) ?ti\b", " Ti", name, flags=re.IGNORECASE)
 
