@@ -107,6 +107,66 @@ FAILURES = [
     "link error: 2",
     "relative error: 0.3 too large",
     "error: 0.1.2",
+    "==4411==ERROR: AddressSanitizer: heap-buffer-overflow on address 0x602000000014 at pc 0x",
+    "bash: line 3: 5512 Aborted   ./sim",
+    "Error in f(a) : object 'b' not found",
+    "Execution halted",
+    "app.rb:3:in `fetch': key not found (KeyError)",
+    "lua: x.lua:3: attempt to index a nil value (global 'a')",
+    "** (MatchError) no match of right hand side value: 3",
+    "Fortran runtime error: Index '11' of dimension 1 of array 'a' above upper bound of 10",
+    "prog: Prelude.head: empty list",
+    "cp: cannot stat 'x': No such file or directory",
+    "ls: cannot access 'x': No such file or directory",
+    "cat: in.txt: No such file or directory",
+    "tar: Error is not recoverable: exiting now",
+    "awk: cmd. line:1: fatal: division by zero attempted",
+    "<crit> render: lost the device",
+    "10:00:03.123 E/Camera  (  811): preview died",
+    "FEHLER: Schritt 3 ist gescheitert",
+    "Login Test                 | FAIL |",
+    "2 errors generated.",
+    "Parse error near line 3: no such column: x",
+    "Giving up on upload after 5 attempts",
+    "Could not open input file data.csv, exiting",
+    "Unable to parse config: line 3",
+    "ERROR 11-29 10:00:00 [file.py:1] engine went wrong",
+    "/tmp/run.sh: line 12:    77 Floating point exception   ./solve",
+    "zsh: abort      ./sim",
+    "Abort trap: 6",
+    "SUMMARY: ThreadSanitizer: data race a.c:3 in f",
+    "==12== ERROR SUMMARY: 3 errors from 2 contexts (suppressed: 0 from 0)",
+    "a.c:3:5: runtime error: signed integer overflow: 2147483647 + 1",
+    "Uncaught (in promise) Boom: no tenant",
+    "app.rb:3:in 'Hash#fetch': key not found: :a (Shop::Missing)",
+    "/usr/bin/lua5.4: cannot open x.lua",
+    "** (EXIT from #PID<0.93.0>) shutdown",
+    "** exception error: no match of right hand side value 3",
+    "forrtl: severe (24): end-of-file during read, unit 10, file /data/in.dat",
+    "ERROR STOP 3",
+    "prog: Uncaught exception ghc-internal:GHC.Internal.Exception.ErrorCall:",
+    "prog: Main.hs:3:1-20: Non-exhaustive patterns in function f",
+    "CallStack (from HasCallStack):",
+    "Undefined subroutine &main::f called at x.pl line 3.",
+    "thread 12 panic: index out of bounds: index 3, len 3",
+    "chmod: changing permissions of 'x': Operation not permitted",
+    "/bin/sort: cannot read: in.txt: No such file or directory",
+    "head: invalid number of lines: 'x'",
+    "gzip: stdin: not in gzip format",
+    "10:00:03 <error> net: link is lost",
+    "E/Camera  (  811): preview died",
+    "11-29 10:00:03.123   811   822 E Camera  : preview died",
+    "ERREUR: le fichier manque",
+    "[10:00:00] ОШИБКА: нет связи",
+    "ERREUR: aucun fichier en entrée",
+    "错误：找不到文件",
+    "a.c:3:1: Fehler: unbekannter Typ",
+    "SCHWERWIEGEND: Start misslungen",
+    "1 warning and 2 errors generated.",
+    "Found 3 errors in 1 file (checked 2 source files)",
+    "upload: giving up after 5 retries",
+    "Config is missing, aborting.",
+    "Cannot connect to the store: timed out",
 ]
 # Lines that resemble them: metrics, counters, levels that are set, other levels, retries.
 NEAR_MISSES = [
@@ -192,6 +252,69 @@ NEAR_MISSES = [
         "E0000 00:00:1732632000.123456     123"
         " computation_placer.cc:177] computation placer already registered. Please check linkage"
     ),
+    "==1== ERROR SUMMARY: 0 errors from 0 contexts (suppressed: 0 from 0)",
+    "========= ERROR SUMMARY: 0 errors",
+    "(node:12) DeprecationWarning: Buffer() is deprecated",
+    "Trace: here",
+    "Node.js v20.11.0",
+    "+    throw new Boom('no tenant');",
+    "Stack traces: off",
+    "lua: 5.4.6",
+    "lua: enabled",
+    "** (note) all good",
+    "Fortran runtime: libgfortran 5",
+    "Fortran compiler: gfortran 13.2",
+    "rm: cannot remove 'x': No such file or directory",
+    "kill: (123) - No such process",
+    "mkdir: cannot create directory 'x': File exists",
+    "config: no such file or directory, using defaults",
+    "cat: 3 images",
+    "head: 12 layers",
+    "install: done",
+    "file: data.csv",
+    "sort: by date",
+    "find: 3 files",
+    "<error> none </error>",
+    "10:00:03.123 I/Camera  (  811): preview up",
+    "10:00:03.123 W/Camera  (  811): preview slow",
+    "11-29 10:00:03.123   811   822 I Camera  : up",
+    "FEHLER: 0",
+    "Fehler: 0.31",
+    "Fehler: keine",
+    "ERREUR: aucune",
+    "ОШИБКА: нет",
+    "FEHLERQUOTE: 0.1",
+    "Hata: 0",
+    "Fehlerquote: 3 %",
+    "错误: 0",
+    "GRAVEL road",
+    "grave: a sound",
+    "| Login Test | PASS | FAIL |",
+    "| PASS | FAIL |",
+    "Login Test | PASS |",
+    "0 errors generated.",
+    "1 warning generated.",
+    "Found 0 errors.",
+    "Found 3 errors (3 fixed, 0 remaining).",
+    "Parse error rate: 0.1",
+    "parse error recovery enabled",
+    "Giving up the lock",
+    "Giving up on the metadata service, using defaults",
+    "never giving up",
+    "Training done, exiting",
+    "no more work, exiting.",
+    "Unable to load extension x: skipping",
+    "Could not find TensorRT",
+    "Cannot find config.json: using the default",
+    "Cannot connect to telemetry: off",
+    "INFO 11-29 10:00:00 [file.py:1] engine went up",
+    "WARNING 11-29 10:00:00 [file.py:1] slow tokenizer",
+    "Aborted by the user",
+    "Aborted: 0",
+    "Uncaught exception handler installed",
+    "Error in prediction: 0.3",
+    "Execution time: 3 s",
+    "Prelude: done",
 ]
 
 
@@ -225,3 +348,51 @@ def test_an_unknown_failure_says_what_to_collect(line, tmp_path, capsys):
 )
 def test_a_counter_is_told_from_an_error_with_a_number(line):
     assert explain_text(line).first.error.name == "gpu-memory-full"
+
+
+STACKS = {
+    "Node": (
+        "/srv/app/index.js:10\n    throw new Boom('no tenant');\n    ^\n\nBoom: no tenant\n"
+        "    at Object.<anonymous> (/srv/app/index.js:10:11)\n"
+        "    at Module._compile (node:internal/modules/cjs/loader:1554:14)\n\nNode.js v20.11.0\n",
+        2,
+    ),
+    "Node, a call on several lines": (
+        "/srv/app/index.js:10\nthrow new Boom(\n^\n\nBoom: no tenant\n",
+        2,
+    ),
+    "a stack alone": ("start\nBoom: no tenant\n    at async run (file:///srv/a.mjs:10:11)\n", 2),
+    "Lua": ("start\nstack traceback:\n\t[C]: in ?\n", 2),
+    "R": ("start\nError in f(a) :\n  object 'b' not found\nCalls: f\nExecution halted\n", 2),
+}
+
+
+@pytest.mark.parametrize(("log", "line"), STACKS.values(), ids=STACKS)
+def test_an_uncaught_error_of_another_language_is_unknown_not_healthy(log, line):
+    found = explain_text(log)
+    assert (found.first, found.failure and found.failure.line_number) == (None, line)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "(node:1) Warning: slow\n    at run (/srv/app/index.js:10:11)\n",
+        "Trace: here\n    at run (/srv/app/index.js:10:11)\n",
+        "Boom: no tenant\nserved at /srv/app/index.js\n",
+        "+ throw new Boom('no tenant');\n+ }\n",
+    ],
+)
+def test_a_stack_of_a_warning_is_healthy(log):
+    assert not explain_text(log).has_failed
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("INFO 11-29 10:00:00 [a.py:1] up\nERROR 11-29 10:00:00 [file.py:1] no engine\n", 2),
+        ("up\n(EngineCore pid=7) ERROR 11-29 10:00:00 [core.py:7] EngineCore is gone.\n", 2),
+    ],
+)
+def test_the_level_of_vllm_says_that_a_line_is_a_failure(log, line):
+    found = explain_text(log)
+    assert (found.first, found.failure and found.failure.line_number) == (None, line)

@@ -226,7 +226,11 @@ PREFIXES = re.compile(
     r"|\[[^\W\d]{2,4}\.? [^\W\d]{3,5}\.? [ \d]\d \d\d:\d\d:\d\d \d{4}\] "
     r"|\[?(?:rank ?)?\d{1,5}\]?: "  # torchrun, srun
     r"|\(\w{1,40}[^()\n]{0,40} pid=\d{1,9}[^()\n]{0,40}\) {0,4}"  # Ray and vLLM's workers
-    r"|(?:ERROR|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./-]{1,80}:\d{1,6}\] "  # vLLM
+    r"|(?:INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d \[[\w./-]{1,80}:\d{1,6}\] "  # vLLM
+    # Its level ERROR makes a plain line a failure; before a traceback it hides the traceback.
+    r"|ERROR \d\d-\d\d \d\d:\d\d:\d\d \[[\w./-]{1,80}:\d{1,6}\] "
+    r"(?=\s|$|Traceback|During handling|The above exception|(?:\w{1,40}\.){0,8}\w{0,40}"
+    r"(?:Error|Exception|Interrupt)\b)"
     r"|\[\d{1,4},\d{1,5}\]<std(?:out|err)>: ?"  # mpirun
     r")"
 )

@@ -34,6 +34,18 @@ _STAMP = (
 # A number that says that nothing failed.
 _NOT_ONE = r"(?!\W{0,3}(?:0(?![x\w])|none\b|null\b|no\b|false\b|never\b|n/a\b|\[\]|-\s*$))"
 _NAMED = r"(?:(?!(?-i:INFO|DEBUG|TRACE|NOTICE)\b)[\w./'#\[\]-]{1,60}\x20{1,4})"
+# logcat's date, time, process and thread.
+_LOGCAT = r"\d\d-\d\d\x20\d\d:\d\d:\d\d\.\d{3}(?:\x20{1,6}\d{1,7}){2}"
+# `ERROR` and `SEVERE` in other languages: with Latin letters, and with others.
+_LATIN_LEVELS = (
+    "FEHLER|SCHWERWIEGEND|ERREUR|ERRORE|ERRO|GRAVE|FOUT|FEJL|FEIL|VIRHE|CHYBA|HIBA|HATA|KRITISCH"
+)
+_OTHER_LEVELS = "błąd|ошибка|помилка|критическая|错误|錯誤|エラー|오류|에러|lỗi|σφάλμα"
+# After it a text, neither a number nor a word for none.
+_SAYS = (
+    r"(?!\W{1,4}(?:kein\w{0,2}|ohne|aucune?|nessun\w?|nenhum\w?|ninguno|geen|ingen|brak|нет|无|なし|없음"
+    r"|-)\W{0,3}$)(?=\W{1,4}[^\W\d])"
+)
 # Levels and severities, in the forms of the libraries that write logs.
 _OF_LOGS = (
     # Python's logging, log4j, Rust's tracing and env_logger, slog, zap, loguru, Celery, pino, Nest,
@@ -63,9 +75,80 @@ _OF_LOGS = (
     r"^\d{4}-\d\d-\d\d \S{1,20}: [EF] \S{1,160}\.(?:cc|cpp|cu|h):\d{1,6}\] ",
     r"\[(?:error|fatal|critical|emerg|alert|crit)\]",
     r"^(?:fail|crit): [\w.]{1,160}\[\d{1,9}\]\s*$",
+    # NetworkManager, nginx and syslog's names in angle brackets; not an element of XML.
+    rf"^{_HEAD}<(?:err|error|crit|critical|alert|emerg|fatal|panic)>\x20{{1,4}}(?!.{{0,400}}</)\S",
+    # Android's logcat, brief or with times, and threadtime.
+    r"^(?:[\d:. -]{5,30}\x20)?E/[\w.:$-]{1,60}\x20{0,30}\(\x20{0,8}\d{1,7}\): \S",
+    r"^(?:[\d:. -]{5,30}\x20)?F/[\w.:$-]{1,60}\x20{0,30}\(\x20{0,8}\d{1,7}\): \S",
+    rf"^{_LOGCAT} E [\w.:$-]{{1,60}}\x20{{0,30}}: ",
+    rf"^{_LOGCAT} F [\w.:$-]{{1,60}}\x20{{0,30}}: ",
+    # The level in other languages: in capitals, or before a colon as compilers have it.
+    rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?-i:{_LATIN_LEVELS})(?=[\s:|/\])>-]){_SAYS}",
+    rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?:{_OTHER_LEVELS})(?=[\s:|/\])>\uff1a-]){_SAYS}",
+    rf"^(?:\S{{1,160}}\x20)?(?:fehler|erreur|errore|fout|fejl|feil|virhe|chyba|hiba|hata)"
+    rf"(?=\x20?:\x20){_SAYS}",
+)
+# Unix tools, and what the C library says of a system call that failed. What tidies up (rm, kill)
+# finds nothing to do there, and goes on.
+_UNIX = (
+    r"^(?:\S{0,80}/)?(?:cat|cp|mv|ln|ls|dd|df|du|head|tail|sort|uniq|wc|cut|tr|tee|stat|touch|chmod"
+    r"|chown|chgrp|readlink|realpath|install|md5sum|sha\d{1,3}sum|find|[ef]?grep|sed|[gmn]?awk"
+    r"|xargs|diff|cmp|patch|tar|cpio|gzip|gunzip|bzip2|xz|zstd|zip|unzip|rsync|scp|mount|mkdir"
+    r"|mktemp|split|join|paste|od|file|ldd|objdump|strip|ar|nm|taskset|nohup|env|timeout|source"
+    r"|ba?sh|dash|zsh|ksh)"
+)
+_ERRNO = (
+    r"(?:No such file or directory|Permission denied|Not a directory|Input/output error|Read-only"
+    r" file system|Invalid argument|Operation not permitted|Too many open files"
+    r"|Disk quota exceeded|Argument list too long|Exec format error|Text file busy"
+    r"|Stale file handle|File name too long"
+    r"|Too many levels of symbolic links|Invalid cross-device link|Bad file descriptor|Broken pipe"
+    r"|No such device or address|Transport endpoint is not connected)"
+)
+_SIGNALS = (
+    r"(?:Aborted|Abort trap|Segmentation fault|Bus error|Floating point exception|Illegal"
+    r" instruction|Trace/(?:breakpoint|BPT) trap|Bad system call|CPU time limit exceeded"
+    r"|File size limit exceeded)"
+)
+# What a program does at the end of a line that says why.
+_LEAVES = r"(?:exiting|aborting|quitting|terminating|bailing out|giving up)"
+_GOES_ON = (
+    r"(?!.{0,300}\b(?:using|defaults?|default(?:s|ing)|skip\w{0,4}|continu\w{1,4}|instead|optional"
+    r"|disabl\w{1,4}|fall\w{0,4}|trying|will|without|telemetry|proceeding|moving on|switching)\b)"
+)
+# `Unable to parse config: the reason`, by the verb.
+_UNDONE = (
+    r"(?:parse|open|read|load|write|save|create|connect|find|start|allocate|initiali[sz]e|bind|decode"
+    r"|import|resolve|fetch|download|access|locate|execute|run|authenticate|mount|lock|acquire)\b"
+    rf"{_GOES_ON}.{{1,160}}?: \S"
 )
 # What compilers, build tools and shells print.
 _OF_TOOLS = (
+    rf"^\S{{1,160}}: line \d{{1,7}}:\s{{1,8}}\d{{1,9}} {_SIGNALS}\b",
+    rf"^\[\d{{1,4}}\][+-]?\s{{1,8}}\d{{0,9}}\s{{0,8}}{_SIGNALS}\b",
+    r"^zsh: (?:abort|bus error|floating point exception|illegal hardware instruction|trace trap)\b",
+    r"^(?-i:Aborted)\s*$",
+    r"^(?:Abort trap|Floating point exception|Illegal instruction|Trace/BPT trap)(?::"
+    r" \d{1,2})?\s*$",
+    rf"{_UNIX}: (?:.{{0,240}}: )?{_ERRNO}\s*$",
+    rf"{_UNIX}: (?:(?:invalid|unrecognized|unknown|illegal|ambiguous) \S|missing \S|extra operand"
+    rf"|option requires)",
+    r"^(?:tar|gzip|bzip2|xz|unzip|zstd): .{0,200}(?:not recoverable|not in \w{1,9} format"
+    r"|unexpected end of|does not look like|exiting with failure|cannot find zipfile"
+    r"|file format not recognized)",
+    r"^[\w./+-]{1,60}: .{0,160}: fatal: \S",
+    r"^(?:\d{1,5} warnings? and )?[1-9]\d{0,5} errors? generated\b",
+    r"^Found [1-9]\d{0,5} errors?(?:\.\s*$| in \d)",
+    r"^(?:[\w./-]{1,80}: )?(?:parse|parsing|syntax|lexical|runtime|import|link|type|load) error"
+    r" (?:near|at|in|on|before)\b.{0,120}(?:line \d|unexpected|:\d)",
+    rf"(?:^|[,;.:-] )giving up(?:\x20(?:on|after|trying|now)\b|[.!]?\s*$){_GOES_ON}",
+    r"\b(?:could not|couldn't|cannot|can't|unable to|failed|failure|invalid|missing|not found|no"
+    r" such)\b"
+    rf".{{0,240}}[,;.:-] {_LEAVES}(?: now)?[.!]{{0,3}}\s*$",
+    rf"^unable to {_UNDONE}",
+    rf"^could(?: not|n't) {_UNDONE}",
+    rf"^cannot {_UNDONE}",
+    rf"^can't {_UNDONE}",
     r"^(?:\S{1,160}\x20{1,4})?(?:(?:fatal|internal|parse|syntax|compile|compiler|linker|python) )?"
     r"(?:error|fatal|panic|critical): ",
     r"^(?:\S{1,160}\x20{1,4})?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
@@ -104,6 +187,45 @@ _OF_RUNTIMES = (
     r"^Exception in thread ",
     r"^Unhandled exception\b",
     r"^terminate called after throwing",
+    # Sanitizers, valgrind and compute-sanitizer.
+    r"^==\d{1,9}==\s?(?-i:ERROR): \S",
+    r"^(?-i:SUMMARY): \w{1,20}Sanitizer: ",
+    r"^=+(?:\d{1,9}==)?\s(?-i:ERROR) (?-i:SUMMARY): [1-9]",
+    r":\d{1,7}:\d{1,7}: runtime error: \w",
+    # Node, Deno and browsers: the message above its stack, or the source with a mark below it.
+    r"^(?!\w{0,40}(?:Warning|Trace)\b)(?-i:[A-Z])\w{0,60}(?: \[\w{1,60}\])?(?:: [^\n]{1,300})?\n"
+    r"\s{0,20}at [^\n]{0,300}(?:\.[cm]?[jt]sx?|node:[\w/]{1,80}"
+    r"|<anonymous>):\d{1,7}:\d{1,7}\)?\s*$",
+    r"^throw [^\n]{1,200}\n\s{0,160}\^{1,80}\s*$",
+    r"^Uncaught (?:\(in promise\) )?(?-i:[A-Z])\w{1,60}: \S",
+    # R.
+    r"^Error in \S.{0,160} :(?=\s|$)",
+    r"^(?-i:Execution) halted\s*$",
+    # Ruby.
+    r"^\S{1,200}:\d{1,7}:in [`'].{1,160}?': (?:.{0,300}\((?:\w{1,60}::){0,6}(?-i:[A-Z])\w{0,60}\)"
+    r"|unhandled exception)\s*$",
+    # Lua.
+    r"^(?:\S{0,160}/)?lua(?:jit|tex)?[\d.]{0,5}: .{0,200}?(?::\d{1,7}: |cannot open )",
+    r"^stack traceback:\s*$",
+    # Elixir and Erlang.
+    r"^\*\* \((?:[\w.]{0,120}Error|exit|throw|Mix|EXIT from [^()\n]{1,80})\) \S",
+    r"^\*\* exception (?:error|exit|throw): ",
+    r"^=(?-i:ERROR|CRASH) (?-i:REPORT)=",
+    # Fortran: GNU's, Intel's.
+    r"^(?:Fortran )runtime error: \S",
+    r"^forrtl: (?:severe|error)\b",
+    r"^(?-i:ERROR) (?-i:STOP)\b",
+    r"^Program received signal (?-i:SIG(?:ABRT|SEGV|BUS|FPE|ILL|SYS))\b",
+    # Haskell.
+    r"^CallStack \(from HasCallStack\):",
+    r"^\S{1,80}: Uncaught exception \S",
+    r"^\S{1,80}: Prelude\.[\w!]{1,40}: \S",
+    r"\.hs:\S{1,40}: Non-exhaustive ",
+    # Perl, Zig, Clojure.
+    r"^(?:Died|Can't|Undefined subroutine|Illegal division|syntax error|Bareword|Not an? \w{1,12}"
+    r" reference)\b.{0,300} at \S{1,160} line \d{1,7}[.,]",
+    r"^thread \d{1,9} panic: ",
+    r"^Execution error (?:\(|at )",
 )
 # pytest, unittest, Go, Rust, jest, vitest, mocha, TAP, googletest, JUnit, CTest.
 _OF_TESTS = (
@@ -124,6 +246,8 @@ _OF_TESTS = (
     r"\*\*\*(?-i:Failed|Exception|Timeout)\b",
     r"^The following tests (?-i:FAILED):",
     r"(?-i:FAILED) \[",
+    # Robot Framework; not a row of a table.
+    r"^[^|\n]{1,200}\|\x20(?-i:FAIL)\x20\|\s*$",
 )
 # By the forms in which programs report failures, whatever failed: never shown as a known error.
 FAILURE = KnownError(
@@ -133,7 +257,9 @@ FAILURE = KnownError(
     Fix(""),
     passes=True,
     # An exception's message may have any word.
-    unless=rf"{HEALTHY}|^(?!(?:\w{{1,40}}\.){{0,8}}\w{{0,40}}(?-i:Error|Exception): ).{{0,400}}"
+    # So may what says that a program gave up, and a compiler's count.
+    unless=rf"{HEALTHY}|^(?!(?:\w{{1,40}}\.){{0,8}}\w{{0,40}}(?-i:Error|Exception): "
+    r"|.{0,160}\bgiving up\b|\d{1,5} warnings? and [1-9]).{0,400}"
     r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr(?!ies\W{1,4}0\b)|\bwarn|falling back"
     r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)"
     # TensorFlow and JAX start with it, and go on.
