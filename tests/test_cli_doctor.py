@@ -145,6 +145,21 @@ def test_a_log_is_explained(tmp_path, capsys):
     assert shows_the_log(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_an_empty_log_is_said_to_be_empty_not_healthy(words, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "build.log"
+    path.write_bytes(b"")
+    for name in ("-", str(path)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+        assert main(["doctor", "--explain", name, *words]) == 2
+        said = capsys.readouterr()
+        assert "nothing was read" in said.out + said.err
+        assert "2>&1 |" in said.out + said.err
+        assert not words or json.loads(said.out or said.err)
+    path.write_text("\n")
+    assert main(["doctor", "--explain", str(path), *words]) == 0
+
+
 def test_a_log_from_standard_input(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(LOG.encode())))
     assert main(["doctor", "--explain"]) == 0
@@ -247,7 +262,7 @@ def test_a_warning_that_passed_is_named_beside_a_healthy_log(tmp_path, capsys):
     assert "line 1: gpu-memory-full, but the log goes on" in said.out
 
 
-@pytest.mark.parametrize("text", ["", "all is well\n", "step 1\n0 errors, 0 warnings\n"])
+@pytest.mark.parametrize("text", ["all is well\n", "step 1\n0 errors, 0 warnings\n"])
 def test_a_log_without_an_error_says_so_and_ends_with_0(tmp_path, capsys, text):
     path = tmp_path / "log"
     path.write_text(text)
@@ -481,7 +496,7 @@ def test_outside_of_a_checkout_there_is_no_workspace(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["doctor", "--list"], ["doctor", "--explain", "/dev/null"]],
+    [["doctor", "--list"], ["doctor", "--explain", __file__]],
     ids=["list", "explain"],
 )
 def test_the_doctor_needs_the_standard_library_alone(words):

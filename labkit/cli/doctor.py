@@ -121,6 +121,9 @@ def explain(arguments: argparse.Namespace) -> int:
         before = stat_file(log)
         explanation = explain_file(cast("BinaryIO", content))
         change = before and describe_change(log, before)
+    is_stopped = isinstance(log, StoppableInput) and log.is_stopped
+    if not content.start and not is_stopped:
+        refuse_empty(name)
     distribution = read_distribution()
     if not explanation.found and not explanation.has_failed and not content.is_text:
         raise UsageError(
@@ -136,11 +139,21 @@ def explain(arguments: argparse.Namespace) -> int:
         print(advise(line), file=sys.stderr if arguments.json else sys.stdout)
     if change:
         print(f"{name} {change}", file=sys.stderr)
-    if isinstance(log, StoppableInput) and log.is_stopped:
+    if is_stopped:
         print("interrupted: only what came before is explained", file=sys.stderr)
         return ExitCode.INTERRUPTED
     has_failed = explanation.has_failed and not explanation.first
     return ExitCode.FAILED if has_failed else ExitCode.OK
+
+
+def refuse_empty(name: str) -> None:
+    """Raises UsageError for a log without a byte: a program's errors went past the pipe."""
+    where = "a pipe" if name == "standard input" else "> FILE"
+    raise UsageError(
+        f"nothing was read: {escape_controls(name)} is empty",
+        cause=f"programs print errors to stderr, which {where} does not receive without 2>&1",
+        fix="your-command 2>&1 | labkit doctor --explain -",
+    )
 
 
 def list_remarks(explanation: Explanation) -> list[str]:
