@@ -926,6 +926,22 @@ def test_the_second_fix_is_for_the_machine_of_the_text_too(text, said):
     assert said in first[2]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("me@mac train % python train.py\n", "mps"),
+        ("(base) ann@Anns-Air my-app % python3 train.py\n", "mps"),
+        ("ann@box train % python train.py\n/home/ann/train.py\n", "whl/cu130"),
+        ("ann@box train % python train.py\nGPU 0: NVIDIA GeForce RTX 4090\n", "whl/cu130"),
+        ("12 of 30 train % done\n", "whl/cu130"),
+        ("mean@epoch 90 % of the data\n", "whl/cu130"),
+    ],
+)
+def test_a_prompt_of_zsh_is_of_a_mac_where_nothing_says_linux(prompt, said):
+    _, first = explain(f"{prompt}AssertionError: Torch not compiled with CUDA enabled")
+    assert said in first[1]
+
+
 UNKNOWN_CUDA = (
     "UserWarning: CUDA initialization: CUDA unknown error - this may be due to an incorrectly"
 )

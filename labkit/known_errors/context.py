@@ -237,6 +237,8 @@ class Context:
             conditions.add(f"toolkit-{self.values['toolkit'].replace('.', '-')}")
         if self.system == "windows":
             conditions.add("on-windows")
+        if self.system == "mac":
+            conditions.add("mac")
         if self.rocm_build:
             conditions.add("rocm-build")
         if self.package:
@@ -338,7 +340,13 @@ class Context:
             return "windows"
         if "windows" in self.signs and "linux" not in self.signs:
             return "windows"
-        return "mac" if "mac" in self.signs and self.family is None else "linux"
+        return "mac" if self._is_mac and self.family is None else "linux"
+
+    @property
+    def _is_mac(self) -> bool:
+        """Whether the text is of a Mac; a prompt like a Mac's decides where nothing says Linux."""
+        has_prompt = "zsh-prompt" in self.signs and "linux" not in self.signs
+        return "mac" in self.signs or (has_prompt and not {"card", "driver"} & self.values.keys())
 
     def choose_distribution(self, host: Distribution) -> Distribution:
         """The distribution, or the other system, that the text names; otherwise this host's."""

@@ -106,6 +106,13 @@ SIGNS = (
         "|macbook|imac|mac-mini|mac-studio| % |colima|orbstack|device=mps|on mps|macpro|osx-|: osx"
         "|~/library/|%2fusers| safari",
     ),
+    # zsh's prompt as macOS has it; on Linux others use it, too.
+    _sign(
+        "zsh-prompt",
+        "%",
+        r"^(?:\([\w.-]{1,40}\) )?[\w.-]{1,40}@[\w.-]{1,60} [a-z_.~/][\w.~/-]{0,60} % [a-z./]",
+        " % ",
+    ),
     # Debian's and Ubuntu's own name for the folder of Python's packages.
     _sign("dist-packages", "dist", r"/dist-packages/", "dist-packages"),
     # Where in a training the program is, by its own names and a person's words.
