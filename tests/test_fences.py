@@ -97,6 +97,50 @@ def test_a_chunk_in_more_backticks_is_one(tmp_path, text, code):
     assert not any("labkit_" in cell.source for cell in notebook.cells)
 
 
+FENCES = {
+    "a blank before the brace": ("``` {python}\n1\n```\n", ["1"]),
+    "a blank in the brace": ("```{ python }\n1\n```\n", ["1"]),
+    "a brace in a text": (
+        "```{python, results='hide', fig.cap=\"a } b [\"}\n1\n```\n",
+        ["1"],
+    ),
+    "a brace in a text, in a quote": ("  ``` {python, fig.cap='{'}\n  1\n  ```\n", ["1"]),
+    "a fence in a text of the code": (
+        "````{python}\ns = '''\n```\nx\n```{r}\n'''\n````\n\n```{python}\n2\n```\n",
+        ["s = '''\n```\nx\n```{r}\n'''", "2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["a.Rmd", "a.qmd"])
+@pytest.mark.parametrize(("text", "code"), FENCES.values(), ids=FENCES)
+def test_a_fence_that_knitr_and_quarto_run_is_a_cell(tmp_path, name, text, code):
+    notebook = read(tmp_path, name, text)
+    assert (list_code(notebook), note_not_run(notebook)) == (code, [])
+    assert not any("labkit_" in cell.source for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("fence", ["``` {.python}", "```{python.x}", '```{python, a="}', "```{=x}"])
+def test_a_fence_that_is_not_of_a_chunk_is_text(tmp_path, fence):
+    text = f"{fence}\n1\n```\n\n{OF_PYTHON}"
+    assert list_code(read(tmp_path, "a.Rmd", text)) == ["2"]
+
+
+def test_the_option_engine_names_what_runs(tmp_path):
+    text = f"```{{python, engine='bash'}}\nls\n```\n\n{OF_PYTHON}"
+    assert list_code(read(tmp_path, "a.Rmd", text)) == ["%%bash\nls", "2"]
+    notebook = read(tmp_path, "b.Rmd", text.replace("bash", "zsh"))
+    assert list_code(notebook) == ["2"]
+    assert note_not_run(notebook) == [
+        "not run: 1 cell of {zsh}; the document's kernel runs python",
+    ]
+    quarto = read(tmp_path, "a.qmd", text)
+    assert list_code(quarto) == ["2"]
+    assert "1 cell of {bash}" in note_not_run(quarto)[0]
+    mentioned = text.replace("engine='bash'", "fig.cap=\"engine='bash'\"")
+    assert list_code(read(tmp_path, "c.Rmd", mentioned)) == ["ls", "2"]
+
+
 def test_a_document_that_jupytext_wrote_keeps_its_magics(tmp_path):
     header = "---\njupyter:\n  jupytext:\n    formats: ipynb,Rmd\n---\n\n"
     text = f"{header}```{{html}}\n<b>\n```\n\n```{{zsh}}\nls\n```\n\n{OF_PYTHON}"

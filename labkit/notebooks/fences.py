@@ -95,6 +95,14 @@ def declare_language(text: str, language: str) -> str:
 
 # Blocks of a plain document.
 
+# The words in the braces of a chunk, whose quoted texts may have braces, too.
+_WORDS = r"(?:[^{}\"']|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*')*"
+# What knitr runs begins with a letter: `{.python}` and `{=html}` are pandoc's.
+_ENGINE = re.compile(rf"\{{\s*(?P<engine>[A-Za-z][\w+#-]*)(?=[\s,}}])(?P<words>{_WORDS})\}}\s*$")
+# The options among these words. Knitr's ``engine`` names another one than the chunk's first word.
+_NAMED = re.compile(
+    r"(?P<name>[\w.-]+)\s*=\s*(?P<value>\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[^\s,]+)"
+)
 _CHUNK = re.compile(r"^(?P<before>[ \t>]*)(?P<ticks>`{3,})\s*(?P<rest>.*)$")
 
 
@@ -113,14 +121,26 @@ def unindent_chunks(text: str) -> str:
                 lines[number] = found["ticks"] if before else line
                 ticks = ""
         elif found:
-            is_chunk = re.match(r"\{[A-Za-z]\w*[^{}]*\}\s*$", found["rest"])
+            is_chunk = _ENGINE.match(found["rest"])
             before, ticks = found["before"] if is_chunk else "", found["ticks"]
             lines[number] = line.removeprefix(before)
     return "\n".join(lines)
 
 
-# What knitr runs begins with a letter: `{.python}` and `{=html}` are pandoc's.
-_ENGINE = re.compile(r"\{\s*(?P<engine>[A-Za-z][\w+#-]*)[^{}]*\}\s*$")
+def read_engine(rest: str) -> tuple[str, str]:
+    """The engine that knitr runs for a fence's braces, in lower case, and their other words.
+
+    Both are "" for braces that are not of a chunk.
+
+    >>> read_engine('{python, engine="bash", echo=FALSE}')
+    ('bash', ', engine="bash", echo=FALSE')
+    """
+    found = _ENGINE.match(rest)
+    if found is None:
+        return "", ""
+    options = {one["name"]: one["value"] for one in _NAMED.finditer(found["words"])}
+    engine = options.get("engine", "").strip("\"'") or found["engine"]
+    return engine.lower(), found["words"].rstrip()
 
 
 def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftBlocks:
@@ -128,8 +148,9 @@ def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftB
 
     ``known`` are jupytext's languages: it would run any other chunk as Python. Of these only
     `ENGINES` and languages with a kernel run, unless the document ``has_magics`` (jupytext
-    wrote it, or it loads them). A chunk in more than three backticks gets three, as jupytext
-    reads it. Chunks in lists are not found: `unindent_chunks` comes before.
+    wrote it, or it loads them). The fence of a chunk that runs gets jupytext's form: three
+    backticks, no blank before the engine, which is the one that knitr's ``engine=`` names. Chunks
+    in lists are not found: `unindent_chunks` comes before.
     """
     lines, marks = text.split("\n"), dict[str, tuple[str, str]]()
 
@@ -146,22 +167,31 @@ def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftB
             continue
         ticks, start = opening["ticks"], place
         end = _find_close(lines, start + 1, ticks)
-        found = _ENGINE.match(opening["rest"])
-        engine = found["engine"].lower() if found else ""
+        engine, words = read_engine(opening["rest"])
         runs = engine in known and (has_magics or engine in (*ENGINES, *WITHOUT_MAGIC))
         inner = [at for at in range(start + 1, end) if lines[at].startswith("```")]
-        if not runs or (inner and len(ticks) > 3):
+        if not runs:
             # `count_blocks` counts those of Python.
             is_code = engine and engine not in SHOWN and not _OF_PYTHON.fullmatch(engine)
             # Without their backticks these are text for jupytext, too.
             mark(start, "```" if len(ticks) == 3 else ".", engine if is_code else "")
             for at in [*inner, *range(end, min(end + 1, len(lines)))] if len(ticks) > 3 else inner:
                 mark(at, ".")
-        elif len(ticks) > 3:
-            lines[start] = f"```{opening['rest']}"
+        else:
+            # jupytext counts the brackets in a quoted text, too.
+            words = _QUOTED.sub(lambda text: re.sub(r"[{}()\[\]]", "", text[0]), words)
+            lines[start] = f"```{{{_spell_engine(opening['rest'], engine)}{words}}}"
             lines[end : end + 1] = ["```"] * (end < len(lines))
+            for at in inner if len(ticks) > 3 else ():
+                mark(at, ".")
         place = end + 1
     return LeftBlocks("\n".join(lines), marks)
+
+
+def _spell_engine(rest: str, engine: str) -> str:
+    """The engine as the fence spells it; in lower case if an option names it."""
+    found = _ENGINE.match(rest)
+    return found["engine"] if found and found["engine"].lower() == engine else engine
 
 
 def _find_close(lines: Sequence[str], start: int, ticks: str) -> int:
@@ -294,7 +324,8 @@ def count_blocks(text: str) -> int:
         found = _OTHER_FENCE.match(line)
         if found and not opened:
             opened = found["fence"]
-            count += bool(_OF_PYTHON.fullmatch(found["language"]))
+            engine, _ = read_engine(line[found.end("fence") :].strip())
+            count += bool(_OF_PYTHON.fullmatch(engine or found["language"]))
         elif found and found["fence"].startswith(opened) and not found["language"]:
             opened = ""
     return count

@@ -18,6 +18,7 @@ from labkit.notebooks.fences import (
     LANGUAGE_KEY,
     WITHOUT_MAGIC,
     apply_options,
+    read_engine,
     read_fence_options,
     read_lines,
     read_yaml,
@@ -25,7 +26,6 @@ from labkit.notebooks.fences import (
 )
 
 OPENING = re.compile(r"^\s*(?P<fence>`{3,}|~{3,})\s*(?P<rest>.*?)\s*$")
-LANGUAGE = re.compile(r"\{(?P<language>[A-Za-z][\w+#-]*)(?:[ ,].*)?\}")
 # Blocks that Quarto draws itself.
 DIAGRAMS = {"mermaid", "dot", "ojs"}
 KERNELS = {"python": "python3", "r": "ir"}
@@ -84,9 +84,8 @@ def _split_parts(lines: Sequence[str]) -> Iterator[Part]:
             place += 1
             continue
         end = _find_end(lines, place + 1, opening["fence"])
-        found = LANGUAGE.fullmatch(opening["rest"])
-        language = found["language"].lower() if found else None
-        if language is None or language in DIAGRAMS:  # only shown
+        language, _ = read_engine(opening["rest"])
+        if not language or language in DIAGRAMS:  # only shown
             words += lines[place : end + 1]
         else:
             yield Part("\n".join(words))
