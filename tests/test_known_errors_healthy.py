@@ -140,3 +140,32 @@ def test_an_error_that_a_retry_got_over_is_no_failure(log, tmp_path, capsys):
 )
 def test_an_error_without_progress_after_it_stays(log):
     assert explain_text(log).first.error.name == "gpu-memory-full"
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        'Sentence: "CUDA out of memory is the most common error" label=1 pred=1',
+        'text="No space left on device" label=disk score=0.98',
+        '{"input": "RuntimeError: CUDA out of memory", "label": 1}',
+        '"CUDA out of memory" is one of the most frequent questions',
+        'a1b2c3 Fix RuntimeError: CUDA out of memory\nd4e5f6 Handle "No space left on device" well',
+        "* 9f3a add a test for CUDA out of memory",
+    ],
+)
+def test_a_text_of_a_data_set_or_a_list_of_commits_shows_no_error(log):
+    found = explain_text(log)
+    assert (found.found, found.failure, found.has_failed) == ((), None, False)
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        'prompt: "a cat"\nRuntimeError: CUDA out of memory',
+        "input: batch 3: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "abcdef RuntimeError: CUDA out of memory",
+        "a1b2c3 RuntimeError: CUDA out of memory",
+    ],
+)
+def test_an_error_beside_a_prompt_or_a_number_stays(log):
+    assert explain_text(log).first.error.name == "gpu-memory-full"

@@ -7,7 +7,8 @@ import re
 # The start of a commit's subject or of an entry in a list of changes: a hash, a bullet, a verb.
 _SUBJECT = re.compile(
     r"\s*(?:[-*•]\s+|\* |commit )*[0-9a-f]{7,40} \S"
-    r"|\s*(?:[-*•]\s+)?(?:\w{2,12}(?:\([\w/ -]+\))?!?: )?"
+    # git abbreviates a hash to as few as four letters where core.abbrev says so.
+    r"|\s*(?:[-*•]\s+)?(?:(?=[a-f]{0,5}\d)[0-9a-f]{4,6} )?(?:\w{2,12}(?:\([\w/ -]+\))?!?: )?"
     r"(?:fix|add|handle|document|avoid|prevent|improve|revert|merge|explain|clarify|mention|recover"
     r"|support|remove|work around|reword|retry|bump|resolve)(?:e?s|e?d)?\b(?! (?:failed|error))"
     # GNU's and Debian's change logs: `* file.c (name): ...`, `  * New version ...`.
@@ -63,7 +64,21 @@ _SENTENCE = re.compile(
     r"|(?!.{0,40}(?:\bnever|\bnot|n't)\b)[^:]{0,40}\b(?:(?:is|are|was|were) (?:now )?gone"
     r"|went away|disappeared|no longer (?:occurs?|happens?|appears?|comes?|shows?))\b"
     r"|\.{0,3} ?(?:\((?:fixed|resolved|closes|fixes|ignored)\b|\(#\d+\)$)"
-    r"|.{0,80}\busing (?:the )?internal (?:implementation|\w+ plugin)",
+    r"|.{0,80}\busing (?:the )?internal (?:implementation|\w+ plugin)"
+    # What it is: `"CUDA out of memory" is the most common error`.
+    r"|[\"'`\u201d]? {1,2}(?:is|are) (?:an?|the|one of|among) (?:\w+ ){0,4}"
+    r"(?:errors?|problems?|issues?|messages?|failures?|mistakes?|topics?|questions?)\b",
+    re.IGNORECASE,
+)
+# A text of a data set, with what a model makes of it.
+_EXAMPLE_BEFORE = re.compile(
+    r"\b(?:sentence|text|input|prompt|query|question|example|sample|document|title|premise"
+    r"|hypothesis|review|comment|tweet)s?\d?[\"']?\s?[:=]\s?[\"'\u201c][^\"\u201c]{0,160}$",
+    re.IGNORECASE,
+)
+_EXAMPLE_AFTER = re.compile(
+    r"[^\"\u201d]{0,300}[\"'\u201d].{0,40}\b(?:label|pred(?:icted|iction)?|target|class|score|gold"
+    r"|answer|category|logits|prob(?:ability)?)s?[\"']?\s?[:=]",
     re.IGNORECASE,
 )
 
@@ -135,6 +150,7 @@ def is_mention(before: str, after: str, start: str = "") -> bool:
         or _ABSENT.match(after)
         or (_COUNTED_AFTER.match(after) and _NONE_BEFORE.search(near))
         or _PASSED.match(after)
+        or (_EXAMPLE_BEFORE.search(near) and _EXAMPLE_AFTER.match(after))
         or _WILL_GO_ON.search(near)
         or _GUARD_SET.match(after)
         or (_GUARD_BEFORE.search(near) and _GUARD_AFTER.match(after))
