@@ -672,7 +672,7 @@ OUT = (
         ),
         ("/snap/docker/x\nload library failed: libnvidia-ml.so.1: cannot open", "snap remove"),
         ("docker run x\nFailed to initialize NVML: Unknown Error", "no-cgroups = false"),
-        ("docker exec x\nFailed to initialize NVML: Unknown Error", "docker rm -f"),
+        ("docker exec x\nFailed to initialize NVML: Unknown Error", "docker restart"),
         ("labkit-1f-cuda-1 | Failed to initialize NVML: Unknown Error", "make down up"),
         ("labkit-1f-cpu-1  | exec /usr/bin/tini: exec format error", "make build"),
         ("web-1  | exec /usr/bin/tini: exec format error", "docker image inspect"),
