@@ -396,3 +396,19 @@ def test_a_stack_of_a_warning_is_healthy(log):
 def test_the_level_of_vllm_says_that_a_line_is_a_failure(log, line):
     found = explain_text(log)
     assert (found.first, found.failure and found.failure.line_number) == (None, line)
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        (
+            "Can't locate Foo/Bar.pm in @INC (you may need to install the Foo::Bar module) at x.pl"
+            " line 3.",
+            "install the Foo::Bar module",
+        ),
+        ("error: no driver (you must set mode (or MODE) first) in x", "set mode (or MODE) first"),
+        ("error: no driver, you must set mode (or MODE) first", "set mode (or MODE) first"),
+    ],
+)
+def test_advice_in_a_message_ends_at_its_bracket(message, advice):
+    assert explain_text(message).first.error.fix.anywhere.partition("   #")[0] == advice

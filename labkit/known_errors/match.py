@@ -304,6 +304,7 @@ def _list_matches(
             **name_driver(place.values),
             **corrected,
             **_read_status(place.values),
+            **_end_advice(place.values),
         }
         adapted = error.adapt(conditions | named, shown, context.capability)
         # A retry may have succeeded later; a sentence may tell of another time or machine.
@@ -328,6 +329,16 @@ def _read_status(values: Mapping[str, str]) -> Mapping[str, str]:
     area = next((name for name in ("lib", "nvml") if name in values), "")
     status = find_status(values.get("status", ""), area)
     return {"meaning": status.meaning, "advice": status.advice} if status else {}
+
+
+def _end_advice(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The ``advice`` of a message up to the end of the brackets around it."""
+    advice, depth = values.get("advice", ""), 0
+    for at, sign in enumerate(advice):
+        depth += (sign in "([{") - (sign in ")]}")
+        if depth < 0:
+            return {"advice": advice[:at].rstrip()}
+    return {}
 
 
 _GENERAL = {None: 0, "line": 1, "advice": 2, "log": 3}
