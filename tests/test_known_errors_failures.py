@@ -399,6 +399,47 @@ def test_the_level_of_vllm_says_that_a_line_is_a_failure(log, line):
 
 
 @pytest.mark.parametrize(
+    ("log", "name", "quoted"),
+    [
+        (
+            "terminate called after throwing an instance of 'app::Odd'\n"
+            "  what():  no input file\nAborted (core dumped)\n",
+            "program-threw",
+            "what():  no input file",
+        ),
+        (
+            "F0301 10:00:00.123456   123 solver.cc:9] Check failed: a == b (1 vs. 2)\n",
+            "native-check-failed",
+            "F0301 10:00:00.123456   123 solver.cc:9] Check failed: a == b (1 vs. 2)",
+        ),
+        (
+            "Traceback (most recent call last):\n"
+            '  File "/srv/fetch.py", line 3, in <module>\n    fetch()\nacme.Quota: daily limit\n',
+            "program-raised",
+            "acme.Quota: daily limit",
+        ),
+    ],
+    ids=["C++", "glog", "Python"],
+)
+def test_an_error_of_the_program_itself_is_quoted_but_not_explained(log, name, quoted):
+    found = explain_text(log)
+    assert (found.first, found.has_failed) == (None, True)
+    assert (found.found[0].error.name, found.found[0].line) == (name, quoted)
+    assert "pip install" not in found.found[0].error.fix.anywhere
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "F0301 10:00:00.123456   123 ProcessGroupNCCL.cpp:9] Check failed: a == b\n",
+        "F external/xla/xla/shape_tree.cc:54] Check failed: a >= 0 (0 vs. -1)\n",
+    ],
+)
+def test_a_check_of_a_framework_that_fails_still_advises_another_version(log):
+    assert "pip install --upgrade" in explain_text(log).found[0].error.fix.anywhere
+
+
+@pytest.mark.parametrize(
     ("message", "advice"),
     [
         (

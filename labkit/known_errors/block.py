@@ -55,8 +55,11 @@ _RAISER = re.compile(
     r"(?:site|dist)-packages[/\\](?!torch[/\\](?:nn[/\\]modules[/\\]module|_ops)\.py)"
     r"([A-Za-z]\w{0,60})[/\\.]"
 )
-# The line with which Python ends a traceback.
-_RAISED = re.compile(r"(?:[A-Za-z_]\w{0,40}\.){0,6}[A-Z]\w{0,40}(?:Error|Exception): ")
+# The line with which Python ends a traceback, and what an exception of C++ says.
+_RAISED = re.compile(
+    r"(?:[A-Za-z_]\w{0,40}\.){0,6}[A-Z]\w{0,40}(?:Error|Exception): |what\(\): "
+    r"|(?:[a-z_]\w{0,40}\.){1,5}[A-Z]\w{0,40}: "
+)
 # pip's names of packages whose module has another name, or the name of another package.
 _DISTRIBUTIONS = {
     "attr": "attrs",
