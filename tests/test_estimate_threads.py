@@ -317,6 +317,91 @@ def test_an_error_of_a_threads_own_ends_the_thread_alone(given):
     assert estimate_memory(step, *given).obstacle is None
 
 
+@pytest.fixture
+def loop():
+    made = asyncio.new_event_loop()
+    thread = threading.Thread(target=made.run_forever)
+    thread.start()
+    yield made
+    made.call_soon_threadsafe(made.stop)
+    thread.join()
+    made.close()
+
+
+async def train_at_once(*given):
+    train(*given)
+
+
+async def train_in_a_task(*given):
+    await asyncio.sleep(0.01)
+    await asyncio.create_task(train_at_once(*given))
+
+
+async def train_in_another_thread(*given):
+    await asyncio.to_thread(train, *given)
+
+
+@pytest.mark.parametrize("device", TARGETS)
+@pytest.mark.parametrize("act", [train_at_once, train_in_a_task, train_in_another_thread])
+def test_a_coroutine_in_a_loop_from_before_counts_as_in_the_step(act, device, given, loop):
+    def step(model, optimizer, inputs):
+        asyncio.run_coroutine_threadsafe(act(model, optimizer, inputs), loop).result()
+        model(inputs)
+
+    def step_alone(model, optimizer, inputs):
+        train(model, optimizer, inputs)
+        model(inputs)
+
+    found, alone = (estimate_memory(one, *given, device=device) for one in (step, step_alone))
+    assert (found.peak_bytes, found.kinds) == (alone.peak_bytes, alone.kinds)
+    assert found.obstacle is None
+
+
+def test_a_callback_in_a_loop_from_before_counts(given, loop):
+    def step(model, optimizer, inputs):
+        done = threading.Event()
+
+        def act():
+            train(model, optimizer, inputs)
+            done.set()
+
+        loop.call_soon_threadsafe(act)
+        done.wait()
+
+    found, alone = (estimate_memory(one, *given) for one in (step, train))
+    assert found.peak_bytes == alone.peak_bytes
+
+
+@pytest.mark.parametrize("device", TARGETS)
+def test_a_thread_from_before_that_gets_the_steps_tensors_is_refused(device, given):
+    work, ends, failed = Record(), threading.Event(), Record()
+
+    def serve():
+        while not ends.wait(0.001):
+            for function, done in work.take():
+                try:
+                    function()
+                except RuntimeError as error:
+                    failed.append(str(error))
+                done.append(1)
+
+    def step(model, optimizer, inputs):
+        done = []
+        work.append((lambda: train(model, optimizer, inputs), done))
+        while not done:
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with pytest.raises(UsageError, match="computes in a thread that was made before") as caught:
+        estimate_memory(step, *given, device=device)
+    assert "run_coroutine_threadsafe" in caught.value.fix
+    assert any("another thread" in one for one in failed.take())
+    ends.set()
+    thread.join()
+    assert given[0][0].weight.grad is None
+
+
 def end_by_leaving(pool):
     with pool:
         pass

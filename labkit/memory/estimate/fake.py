@@ -299,6 +299,7 @@ class Simulation:
             self.loaders.open(),
             move_tensors(self._fake),
             self._fake.own_tensors(),
+            self._played.refuse_others(self.checkpoints.is_step),
             hasten_dispatch(),
         ]
 

@@ -58,6 +58,7 @@ LAYER = tuple(
     for name in (
         "guard.py",
         "locks.py",
+        "loops.py",
         "overlay.py",
         "pipes.py",
         "queues.py",
@@ -246,13 +247,29 @@ class StepThreads:
         if self.player is not None:
             self.player.observe_pool(pool)
 
+    def has(self, number: int) -> bool:
+        """Whether the step has started the thread with this number, or runs in it."""
+        thread = threading._active.get(number)  # type: ignore[attr-defined]
+        return number == self._own or thread in self._started
+
     def make_run(self, function: Callable[..., Any], pool: Any) -> tuple[Any, Any]:
-        """A function that works for the step in a pool's thread, and its work."""
+        """A function that works for the step in a pool's or a loop's thread, and its work."""
+        play, work = self.make_player(pool)
+        return play(function), work
+
+    def make_player(self, pool: Any) -> tuple[Callable[[Any], Callable[..., Any]], Any]:
+        """What makes functions that do the same piece of work for the step, and the work."""
+        work = None if self.player is None else self.player.give(pool)
+        return functools.partial(self._wrap, work), work
+
+    def make_successor(self, pool: Any) -> Callable[[Any], Callable[..., Any]]:
+        """What makes functions that do a part of what this thread does for the step now."""
+        work = None if self.player is None else self.player.find_work()
+        return self.make_player(pool)[0] if work is None else functools.partial(self._wrap, work)
+
+    def _wrap(self, work: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         run = functools.partial(self.run, function)
-        if self.player is None:
-            return run, None
-        work = self.player.give(pool)
-        return self.player.wrap(work, run), work
+        return run if self.player is None else self.player.wrap(work, run)
 
     def lend(self, submit: Callable[..., Any]) -> Callable[..., Any]:
         """``ThreadPoolExecutor.submit``, which knows the step's work in threads that were there."""
@@ -333,6 +350,11 @@ class StepThreads:
         """True when none of them works any more."""
         works = any(one.is_alive() for one in self._started)
         return self._own is None and not works and all(one.done() for one in self._given)
+
+
+def is_future_done(one: Future[Any]) -> bool:
+    """Whether a future is done, without the step's looking at it."""
+    return IS_DONE(one)
 
 
 def _stop_thread(thread: threading.Thread) -> None:

@@ -18,7 +18,7 @@ from multiprocessing import pool
 from typing import Any
 
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_attributes
-from labkit.memory.estimate.guard import IS_DONE, WORK, StepThreads
+from labkit.memory.estimate.guard import WORK, StepThreads, is_future_done
 from labkit.memory.estimate.held import DROPPED, FIX_QUEUE, HeldQueue, LiveIteratorError
 
 MADE = "labkit_made"
@@ -208,7 +208,7 @@ def _wrap_work(give: Callable[..., Any], threads: Any) -> Callable[..., Any]:
 
 def is_done(one: Any) -> bool:
     """Whether a result is there, without the step's looking at it."""
-    return IS_DONE(one) if isinstance(one, Future) else bool(one._event.is_set())
+    return is_future_done(one) if isinstance(one, Future) else bool(one._event.is_set())
 
 
 def _mark(begin: Callable[..., None], is_step: Callable[[], bool]) -> Callable[..., None]:

@@ -27,6 +27,7 @@ from labkit.memory.estimate.guard import StepThreads
 from labkit.memory.estimate.hdf5 import hold_hdf5
 from labkit.memory.estimate.locks import LOCKS
 from labkit.memory.estimate.loggers import drop_logs
+from labkit.memory.estimate.loops import LOOPS
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.overlay import FileOverlay
 from labkit.memory.estimate.pipes import KEPT, PIPES
@@ -149,6 +150,9 @@ class Checkpoints:
         threads = self._overlay.threads
         stack.enter_context(hold_queues(threads.includes_this, lambda: threads.is_own, note))
         stack.enter_context(hold_pools(threads))
+        LOOPS.threads = threads
+        for owner, names in LOOPS.made.find():
+            stack.enter_context(replace_attributes(owner, **names))
         stack.enter_context(self.pipes.open(self._overlay.threads, note))
         stack.enter_context(KEPT.open(note))
         stack.enter_context(self.locks.open(self._overlay.threads, note))
@@ -161,7 +165,8 @@ class Checkpoints:
         """What replaces which functions of which modules."""
         found = self._overlay.functions | self._list_savers()
         guard = self._overlay.guard.list_functions()
-        for names_by_owner in (self.pipes.functions, KEPT.functions, guard):
+        loops = {one: names for one, names in LOOPS.made.find() if not isinstance(one, type)}
+        for names_by_owner in (self.pipes.functions, KEPT.functions, guard, loops):
             for owner, names in names_by_owner.items():
                 found[owner] = found.get(owner, {}) | names
         return found

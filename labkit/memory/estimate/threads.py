@@ -14,14 +14,17 @@ import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from types import FunctionType, MethodType
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType, MappingProxyType, MethodType
+from typing import Any, NoReturn
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
-from labkit.memory.estimate.cuda import LENT, FakeMode
+from labkit.memory.estimate.cuda import HIDDEN, LENT, FakeMode, replace_attributes
+from labkit.memory.estimate.held import LiveIteratorError
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.obstacles import (
     LazyTensorError,
@@ -33,6 +36,15 @@ from labkit.memory.estimate.tracer import DEVICE, FakeTracer
 from labkit.memory.track.frames import find_user_frames, list_thread_frames
 
 THREADS = "a thread"
+# What the refusal says of a thread that gets fake tensors and does not work for the step.
+OTHER = (
+    "a thread",
+    "let the step start the thread, give its work to a ThreadPoolExecutor or to asyncio's"
+    " run_coroutine_threadsafe, or let the step compute it itself",
+    "computes in",
+    "what that thread makes for the step is not seen, and would be missing",
+)
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 OVERLAP = (
     "may compute at the same time as another one, which can need more: wait for its result before"
     " anything else computes"
@@ -131,6 +143,10 @@ class PlayedThreads:
             work.own += 1
         self._counts[None if work is None else work.lane] += 1
 
+    def find_work(self) -> GivenWork | None:
+        """What the running thread does for the step; None in the step's own."""
+        return getattr(self._state, "work", None)
+
     def give(self, pool: Any = None) -> GivenWork:
         """Work for another thread, or for a pool, which begins now."""
         if type(self._tracer) is FakeTracer:
@@ -139,7 +155,8 @@ class PlayedThreads:
             self._tracer.played = self  # type: ignore[attr-defined]
             self._tracer.follow_others(self.is_here)
         size = getattr(pool, "_max_workers", None) or getattr(pool, "_processes", None)
-        lane = ("pool", id(pool)) if size == 1 else object()
+        # What asyncio's loop does is one after the other, too.
+        lane = ("pool", id(pool)) if size == 1 or hasattr(pool, "call_soon") else object()
         work = GivenWork(lane, self._count_others(lane), pool, self.lane)
         self._given.append(work)
         return work
@@ -176,6 +193,34 @@ class PlayedThreads:
                 return None
 
         return self.wrap(work, answer)
+
+    def refuse_other(self, operator: object) -> NoReturn:
+        """Raises in a thread that does not work for the step, and has the step be refused."""
+        self._failure = self._failure or LiveIteratorError(*OTHER)
+        raise RuntimeError(f"{operator} gets a tensor of a simulated step in another thread")
+
+    def refuse_others(self, is_step: Callable[[], bool]) -> contextlib.AbstractContextManager[Any]:
+        """Refuses operators on fake tensors in threads where ``is_step()`` is false, until exit.
+
+        Torch's own would run them there, unseen. C++ ends the process where it is not told the
+        device, or is told one that its build does not have.
+        """
+        dispatch = FakeTensor.__torch_dispatch__.__func__
+
+        def answer(
+            cls: Any, operator: Any, types: Any, arguments: Any = (), named: Any = NOTHING
+        ) -> Any:
+            if is_step() or not any(
+                isinstance(one, FakeTensor) and one.fake_mode is self._mode
+                for one in tree_leaves((arguments, named))
+            ):
+                return dispatch(cls, operator, types, arguments, named)
+            if operator is DEVICE:
+                kept: torch.device = arguments[0].fake_device
+                return HIDDEN if kept.type == "cuda" else kept
+            self.refuse_other(operator)
+
+        return replace_attributes(FakeTensor, __torch_dispatch__=classmethod(answer))
 
     def raise_failure(self) -> None:
         """Raises, once, what has ended a thread of the step's and is not its own error."""
