@@ -402,6 +402,44 @@ def test_a_thread_from_before_that_gets_the_steps_tensors_is_refused(device, giv
     assert given[0][0].weight.grad is None
 
 
+class CountingExecutor(ThreadPoolExecutor):
+    given = 0
+
+    def submit(self, function, /, *arguments, **named):
+        self.given += 1
+        return super().submit(function, *arguments, **named)
+
+
+class OwnThreadPool(multiprocessing.pool.ThreadPool):
+    given = 0
+
+    def apply_async(self, function, *given, **named):
+        self.given += 1
+        return super().apply_async(function, *given, **named)
+
+
+EXECUTOR, THREAD_POOL = CountingExecutor(1), OwnThreadPool(1)
+
+
+@pytest.mark.parametrize(
+    ("pool", "act"),
+    [
+        (EXECUTOR, EXECUTOR.submit),
+        (THREAD_POOL, lambda function, *given: THREAD_POOL.apply_async(function, given)),
+    ],
+    ids=["an executor", "a pool of multiprocessing"],
+)
+def test_a_pool_of_a_class_of_the_programs_own_works_for_the_step(pool, act, given):
+    def step(model, optimizer, inputs):
+        made = act(train, model, optimizer, inputs)
+        made.result() if pool is EXECUTOR else made.get()
+
+    found, alone = (estimate_memory(one, *given) for one in (step, train))
+    assert found.peak_bytes == alone.peak_bytes and found.obstacle is None
+    assert pool.given == 0
+    act(int) if pool is THREAD_POOL else act(int).result(9)
+
+
 def end_by_leaving(pool):
     with pool:
         pass

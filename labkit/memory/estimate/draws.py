@@ -23,7 +23,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from types import (
     BuiltinMethodType,
@@ -38,7 +38,7 @@ import torch
 
 from labkit.memory.estimate.clock import CUT, DATES, Clock, list_dates, list_functions
 from labkit.memory.estimate.cuda import Replacement, find_number, mend_imported
-from labkit.memory.estimate.held import RENEWED, is_stream, keep_place, moves
+from labkit.memory.estimate.held import RENEWED, is_stream, keep_place, list_inner, moves
 from labkit.memory.estimate.iterators import end_copies, find_copy
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
@@ -647,7 +647,7 @@ def _list_names(
         seen.add(find_number(one))
         one_self = _read(one, "__self__", one)
         if isinstance(_read(one_self, "__dict__"), dict):
-            yield from _list_items(vars(one_self))
+            yield from _list_items(vars(one_self), list_inner(type(one_self)))
             left += [value for value in vars(one_self).values() if _is_users(type(value))]
         left += [one.func, *one.args] if isinstance(one, functools.partial) else []
         for cell in _read(one, "__closure__") or ():
@@ -665,9 +665,13 @@ def _read(one: Any, name: str, default: Any = None) -> Any:
         return default
 
 
-def _list_items(names: dict[Any, Any]) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
+def _list_items(
+    names: dict[Any, Any], inner: Set[str] = frozenset()
+) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
+    """What a dictionary has, but for the names that are ``inner`` ones of Python's own classes."""
     for name, value in list(names.items()):
-        yield name, value, names.__setitem__
+        if name not in inner:
+            yield name, value, names.__setitem__
 
 
 def _list_kept(names: dict[str, Any], module: str) -> Iterator[tuple[str, Any, Callable[..., Any]]]:
@@ -684,7 +688,7 @@ def _list_kept(names: dict[str, Any], module: str) -> Iterator[tuple[str, Any, C
                     yield name, kept, functools.partial(_put_attribute, value, one)
                     yield from _list_defaults(kept)
             elif isinstance(_read(value, "__dict__"), dict):
-                yield from _list_items(vars(value))
+                yield from _list_items(vars(value), list_inner(type(value)))
             yield from _list_defaults(value)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import io
 import re
 import sys
 from collections.abc import Callable
+from concurrent import futures
+from multiprocessing import pool
 from types import BuiltinMethodType, FunctionType, MethodWrapperType
 from typing import Any, NoReturn
 
@@ -47,6 +50,8 @@ RENEWED = frozenset((
     *(f"multiprocessing.{name}" for name in (
         "connection", "context", "process", "synchronize", "queues", "pool")),
 ))  # fmt: skip
+# Python's pools, and how the names of their modules begin.
+POOLS, MACHINES = (futures.Executor, pool.Pool), ("concurrent.", "multiprocessing.")
 FETCHING = ("fetchone", "fetchmany", "fetchall", "__next__")
 RUNNING = ("execute", "executemany", "executescript")
 
@@ -166,6 +171,19 @@ def is_cursor(kind: Any) -> bool:
 def is_queue(kind: Any) -> bool:
     """True for the queue that C has made."""
     return bool(kind.__name__ == "SimpleQueue" and kind.__module__ == "_queue")
+
+
+@functools.lru_cache(maxsize=4096)
+def list_inner(kind: Any) -> frozenset[str]:
+    """The attributes of a pool that Python's own classes set, and its threads use; else empty."""
+    kinds = [one for one in kind.__mro__ if one.__module__.startswith(MACHINES)]
+    begins = [inspect.unwrap(one.__init__) for one in kinds if issubclass(one, POOLS)]
+    return frozenset(name for one in begins for name in _list_names(one))
+
+
+def _list_names(function: Any) -> tuple[str, ...]:
+    code = getattr(function, "__code__", None)
+    return () if code is None else code.co_names
 
 
 def is_stream(value: Any) -> bool:

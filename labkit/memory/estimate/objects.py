@@ -51,7 +51,7 @@ from labkit.memory.estimate.buffers import (
     keep_text,
 )
 from labkit.memory.estimate.cuda import find_number
-from labkit.memory.estimate.held import BUILT, RENEWED, is_cursor, moves
+from labkit.memory.estimate.held import BUILT, RENEWED, is_cursor, list_inner, moves
 from labkit.memory.estimate.iterators import find_copy, list_parts, read_place
 from labkit.memory.estimate.locks import (
     LOCK,
@@ -470,6 +470,8 @@ def find_keeper(kind: Any) -> Keeper | None:
     may_hold = module.partition(".")[0] in HOLDING or module in HOLDING_WHOLE
     may_hold = may_hold or is_own_module(module)
     if may_hold or (file is not None and judge_file(file) != OWN):
+        if list_inner(kind):
+            return _keep_pool
         return keep_array if kind.__name__ in {"ndarray", "memmap"} else _keep_attributes
     return _search_streams if _may_hold_stream(kind) else None
 
@@ -749,6 +751,15 @@ def _keep_attributes(kept: KeptObjects, one: Any) -> None:
         kept.keep(restore_slots, one, values)
         kept.follow(values.values())
     kept.follow((kind,))
+
+
+def _keep_pool(kept: KeptObjects, one: Any) -> None:
+    """Keeps what a pool's class of the program's own adds: its threads have the rest."""
+    inner = list_inner(type(one))
+    content = {name: value for name, value in vars(one).items() if name not in inner}
+    kept.keep(restore_pool, one, (content, inner))
+    kept.follow(content.values())
+    kept.follow((type(one),))
 
 
 def _keep_module(kept: KeptObjects, one: torch.nn.Module) -> None:
@@ -1072,6 +1083,14 @@ def restore_class(one: type, content: dict[str, Any]) -> None:
     for name, value in content.items():
         if vars(one).get(name, UNSET) is not value and name not in SKIPPED:
             setattr(one, name, value)
+
+
+def restore_pool(one: Any, kept: tuple[dict[str, Any], frozenset[str]]) -> None:
+    """Gives a pool the attributes of its own class back."""
+    content, inner = kept
+    for name in vars(one).keys() - content.keys() - inner:
+        delattr(one, name)
+    vars(one).update(content)
 
 
 def restore_slots(one: Any, content: dict[str, Any]) -> None:
