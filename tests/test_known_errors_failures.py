@@ -315,6 +315,17 @@ NEAR_MISSES = [
     "Error in prediction: 0.3",
     "Execution time: 3 s",
     "Prelude: done",
+    "du: cannot read directory './x': Permission denied",
+    "GRAVE - a word",
+    "Could not find a cached model, downloading: x",
+    "Error in L2 norm : 0.3",
+    "Invalid users removed: 3, exiting",
+    "tar: Removing leading `/' from member names",
+    "[1]+  Terminated              sleep 100",
+    "Unable to find image 'busybox:latest' locally",
+    "bash: warning: setlocale: LC_ALL: cannot change locale (en_US.UTF-8)",
+    "Found 12 errors in the old log, all fixed",
+    "Fehler: 12 %",
 ]
 
 

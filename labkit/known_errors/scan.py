@@ -38,7 +38,8 @@ _NAMED = r"(?:(?!(?-i:INFO|DEBUG|TRACE|NOTICE)\b)[\w./'#\[\]-]{1,60}\x20{1,4})"
 _LOGCAT = r"\d\d-\d\d\x20\d\d:\d\d:\d\d\.\d{3}(?:\x20{1,6}\d{1,7}){2}"
 # `ERROR` and `SEVERE` in other languages: with Latin letters, and with others.
 _LATIN_LEVELS = (
-    "FEHLER|SCHWERWIEGEND|ERREUR|ERRORE|ERRO|GRAVE|FOUT|FEJL|FEIL|VIRHE|CHYBA|HIBA|HATA|KRITISCH"
+    "FEHLER|SCHWERWIEGEND|ERREUR|ERRORE|ERRO|GRAVE(?=:)|FOUT|FEJL|FEIL|VIRHE|CHYBA|HIBA|HATA"
+    "|KRITISCH"
 )
 _OTHER_LEVELS = "błąd|ошибка|помилка|критическая|错误|錯誤|エラー|오류|에러|lỗi|σφάλμα"
 # After it a text, neither a number nor a word for none.
@@ -114,7 +115,8 @@ _SIGNALS = (
 _LEAVES = r"(?:exiting|aborting|quitting|terminating|bailing out|giving up)"
 _GOES_ON = (
     r"(?!.{0,300}\b(?:using|defaults?|default(?:s|ing)|skip\w{0,4}|continu\w{1,4}|instead|optional"
-    r"|disabl\w{1,4}|fall\w{0,4}|trying|will|without|telemetry|proceeding|moving on|switching)\b)"
+    r"|disabl\w{1,4}|fall\w{0,4}|trying|will|without|telemetry|proceeding|moving on|downloading"
+    r"|fetching|creating|generating|building|switching)\b)"
 )
 # `Unable to parse config: the reason`, by the verb.
 _UNDONE = (
@@ -130,6 +132,8 @@ _OF_TOOLS = (
     r"^(?-i:Aborted)\s*$",
     r"^(?:Abort trap|Floating point exception|Illegal instruction|Trace/BPT trap)(?::"
     r" \d{1,2})?\s*$",
+    # A search names each folder that it may not read, and goes on.
+    r"^(?!\S{0,80}\b(?:find|du|grep): .{0,240}Permission denied)"
     rf"{_UNIX}: (?:.{{0,240}}: )?{_ERRNO}\s*$",
     rf"{_UNIX}: (?:(?:invalid|unrecognized|unknown|illegal|ambiguous) \S|missing \S|extra operand"
     rf"|option requires)",
@@ -142,8 +146,8 @@ _OF_TOOLS = (
     r"^(?:[\w./-]{1,80}: )?(?:parse|parsing|syntax|lexical|runtime|import|link|type|load) error"
     r" (?:near|at|in|on|before)\b.{0,120}(?:line \d|unexpected|:\d)",
     rf"(?:^|[,;.:-] )giving up(?:\x20(?:on|after|trying|now)\b|[.!]?\s*$){_GOES_ON}",
-    r"\b(?:could not|couldn't|cannot|can't|unable to|failed|failure|invalid|missing|not found|no"
-    r" such)\b"
+    r"\b(?:could not|couldn't|cannot|can't|unable to|failed(?!\W{1,3}0\b)|failure|no such"
+    r"|(?:is|are|was|were|file) (?:missing|invalid|not found))\b"
     rf".{{0,240}}[,;.:-] {_LEAVES}(?: now)?[.!]{{0,3}}\s*$",
     rf"^unable to {_UNDONE}",
     rf"^could(?: not|n't) {_UNDONE}",
@@ -199,7 +203,7 @@ _OF_RUNTIMES = (
     r"^throw [^\n]{1,200}\n\s{0,160}\^{1,80}\s*$",
     r"^Uncaught (?:\(in promise\) )?(?-i:[A-Z])\w{1,60}: \S",
     # R.
-    r"^Error in \S.{0,160} :(?=\s|$)",
+    r"^Error in \S.{0,160} :(?=\s|$)(?!\s{1,4}-?\d[\d.e+-]{0,20}\s?%?\s*$)",
     r"^(?-i:Execution) halted\s*$",
     # Ruby.
     r"^\S{1,200}:\d{1,7}:in [`'].{1,160}?': (?:.{0,300}\((?:\w{1,60}::){0,6}(?-i:[A-Z])\w{0,60}\)"
