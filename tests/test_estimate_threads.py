@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import functools
 import multiprocessing.pool
 import queue
 import random
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 from labkit import estimate_memory
 from labkit.errors import UsageError
+from labkit.memory.estimate import waits
 from tests.fakes.record import Record
 
 POOL, POOL_OF_PROCESSING = ThreadPoolExecutor(1), multiprocessing.pool.ThreadPool(1)
@@ -440,6 +442,113 @@ def test_a_pool_of_a_class_of_the_programs_own_works_for_the_step(pool, act, giv
     act(int) if pool is THREAD_POOL else act(int).result(9)
 
 
+def join_a_deadlock():
+    lock = threading.Lock()
+    lock.acquire()
+    run_thread(lock.acquire)
+
+
+def lock_twice():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def meet_nobody():
+    threading.Barrier(2).wait()
+
+
+def notice_nothing():
+    condition = threading.Condition()
+    with condition:
+        condition.wait()
+
+
+def join_a_queue():
+    waiting = queue.Queue()
+    waiting.put(1)
+    waiting.join()
+
+
+def wait_for_a_polling_thread():
+    ends = threading.Event()
+
+    def poll():
+        while not ends.wait(0.01):
+            pass
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    thread.join()
+
+
+def wait_in_a_pool():
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(threading.Event().wait).result()
+
+
+def acquire_from_another():
+    lock = threading.RLock()
+    run_thread(lock.acquire)
+    lock.acquire()
+
+
+ENDLESS = {
+    "join": join_a_deadlock,
+    "acquire": lock_twice,
+    "acquire an RLock": acquire_from_another,
+    "a semaphore": lambda: threading.Semaphore(0).acquire(),
+    "an event": lambda: threading.Event().wait(),
+    "a condition": notice_nothing,
+    "a barrier": meet_nobody,
+    "a queue": lambda: queue.Queue().get(),
+    "a SimpleQueue": lambda: queue.SimpleQueue().get(),
+    "join a queue": join_a_queue,
+    "a future": lambda: Future().result(),
+    "a thread that polls": wait_for_a_polling_thread,
+    "a pool": wait_in_a_pool,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_step_that_waits_without_end_is_refused(name, monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+
+    def step(inputs):
+        inputs * 2
+        ENDLESS[name]()
+
+    before = threading.active_count()
+    with pytest.raises(UsageError, match=r"waits without end at .*test_estimate_threads.py:\d"):
+        estimate_memory(step, torch.ones(2))
+    assert threading.active_count() == before
+
+
+def test_work_for_a_worker_from_before_is_refused(given, monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+    work = queue.Queue()
+
+    def serve():
+        for function, future in iter(work.get, None):
+            future.set_result(function())
+
+    def step(model, optimizer, inputs):
+        future = Future()
+        work.put((lambda: train(model, optimizer, inputs), future))
+        future.result()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with pytest.raises(UsageError, match="waits without end") as caught:
+        estimate_memory(step, *given)
+    assert "ThreadPoolExecutor" in caught.value.fix
+    future = Future()
+    work.put((int, future))
+    assert future.result(9) == 0
+    work.put(None)
+    thread.join()
+
+
 def end_by_leaving(pool):
     with pool:
         pass
@@ -509,6 +618,64 @@ def test_what_goes_on_in_a_pool_from_before_makes_a_lower_bound(given):
     assert "wait for its result" in obstacle.reason
     assert pool.submit(int).result(9) == 0
     pool.shutdown()
+
+
+def serve_a_queue(model, inputs):
+    work = queue.Queue()
+
+    def serve():
+        while True:
+            work.get()()
+            work.task_done()
+
+    threading.Thread(target=serve, daemon=True).start()
+    work.put(lambda: model(inputs))
+    work.join()
+
+
+def leave_at(wait):
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def leave_at_a_lock(*given):
+    lock = threading.Lock()
+    lock.acquire()
+    leave_at(lock.acquire)
+
+
+LEFT = {
+    "a queue that is served": serve_a_queue,
+    "an event": lambda *given: leave_at(threading.Event().wait),
+    "a lock": leave_at_a_lock,
+    "a queue": lambda *given: leave_at(queue.Queue().get),
+    "a barrier": lambda *given: leave_at(threading.Barrier(2).wait),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_thread_that_waits_after_the_step_is_stopped(name):
+    before = threading.active_count()
+    estimate = estimate_memory(LEFT[name], LAYER, torch.randn(32, 64))
+    assert threading.active_count() == before
+    assert not any("cannot be stopped" in one for one in estimate.notes)
+
+
+def test_a_note_tells_of_a_thread_that_cannot_be_stopped():
+    goes_on = Record()
+    goes_on.append(True)
+
+    def work():
+        while goes_on:
+            with contextlib.suppress(SystemExit):
+                time.sleep(0.001)
+
+    def step(inputs):
+        threading.Thread(target=work, name="stubborn").start()
+        return inputs * 2
+
+    notes = estimate_memory(step, torch.ones(2)).notes
+    goes_on.take()
+    assert any("'stubborn'" in one and "cannot be stopped" in one for one in notes)
 
 
 def test_a_timer_that_ends_after_the_step_is_cancelled(given):

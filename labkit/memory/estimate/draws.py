@@ -647,7 +647,7 @@ def _list_names(
         seen.add(find_number(one))
         one_self = _read(one, "__self__", one)
         if isinstance(_read(one_self, "__dict__"), dict):
-            yield from _list_items(vars(one_self), list_inner(type(one_self)))
+            yield from _list_items(vars(one_self), list_inner(one_self))
             left += [value for value in vars(one_self).values() if _is_users(type(value))]
         left += [one.func, *one.args] if isinstance(one, functools.partial) else []
         for cell in _read(one, "__closure__") or ():
@@ -688,7 +688,7 @@ def _list_kept(names: dict[str, Any], module: str) -> Iterator[tuple[str, Any, C
                     yield name, kept, functools.partial(_put_attribute, value, one)
                     yield from _list_defaults(kept)
             elif isinstance(_read(value, "__dict__"), dict):
-                yield from _list_items(vars(value), list_inner(type(value)))
+                yield from _list_items(vars(value), list_inner(value))
             yield from _list_defaults(value)
 
 

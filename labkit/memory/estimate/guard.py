@@ -12,6 +12,7 @@ import _thread
 import contextlib
 import ctypes
 import functools
+import inspect
 import os
 import re
 import stat
@@ -35,6 +36,7 @@ from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_a
 from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.obstacles import StoppedThread
 from labkit.memory.estimate.signals import StepSignals
+from labkit.memory.estimate.waits import WAITS
 from labkit.memory.track.frames import (
     OWN,
     PACKAGE,
@@ -65,6 +67,7 @@ LAYER = tuple(
         "saved.py",
         "signals.py",
         "threads.py",
+        "waits.py",
     )
 )
 # What Python writes for itself: bytecode, and what its processes share.
@@ -82,6 +85,7 @@ WORK, IS_DONE = "labkit_work", Future.done
 COMPUTES_ON = "goes on after the step: what it computes then is missing; join it in the step"
 RUNS_ON = "goes on after the step, and for real: wait for its result in the step"
 GOES_ON = "thread {!r}, which the step starts, goes on after it: the simulation stops it"
+STAYS = "thread {!r}, which the step starts, goes on after it and cannot be stopped: it stays"
 CANCELLED = "a Timer that the step starts ends after it: its function is not simulated"
 NOW, JOIN, IS_ALIVE = time.monotonic, threading.Thread.join, threading.Thread.is_alive
 LOGGING = re.compile(r"[/\\]logging[/\\]\w+\.py$")
@@ -155,6 +159,8 @@ class StepThreads:
         self._own: int | None = threading.get_ident()
         self._process = os.getpid()
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        # Those of them that the program's own code starts, and no package.
+        self._users: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         # How often a thread of a pool now works for the step, and what the step has given to pools.
         self._lent: Counter[int] = Counter()
         self._given: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
@@ -206,6 +212,8 @@ class StepThreads:
                     pass  # which works for whoever gives it work
                 elif isinstance(thread, threading.Thread):
                     self._started.add(thread)
+                    if _find_starter() == USER:
+                        self._users.add(thread)
                 elif self._known is None:
                     self._known = set(list_thread_frames())
                 function = self._play(function, thread)
@@ -215,9 +223,12 @@ class StepThreads:
 
     def _play(self, function: Any, thread: Any) -> Any:
         """The function of a new thread, which is played; a pool's has its work played alone."""
-        code = getattr(getattr(thread, "_target", None), "__code__", None)
+        # Methods of Python's that labkit has replaced are Python's.
+        target: Any = getattr(thread, "_target", None)
+        code = getattr(inspect.unwrap(target), "__code__", None)
         file = "" if code is None else code.co_filename
-        if self.player is None or file.startswith(LABKIT_FOLDER):
+        own = file.startswith(LABKIT_FOLDER) and file not in LAYER
+        if self.player is None or own:
             return function
         if POOLS.search(file):
             thread._args = self.player.wrap_initializers(thread._args)
@@ -251,6 +262,12 @@ class StepThreads:
         """Whether the step has started the thread with this number, or runs in it."""
         thread = threading._active.get(number)  # type: ignore[attr-defined]
         return number == self._own or thread in self._started
+
+    def list_others(self) -> list[int]:
+        """The numbers of the other threads that work for the step now."""
+        found = {one.ident for one in self._started if IS_ALIVE(one)}
+        found |= {number for number, count in list(self._lent.items()) if count}
+        return [one for one in found if one is not None and one != self._own]
 
     def make_run(self, function: Callable[..., Any], pool: Any) -> tuple[Any, Any]:
         """A function that works for the step in a pool's or a loop's thread, and its work."""
@@ -302,16 +319,17 @@ class StepThreads:
         A thread that waits for work is released, as the next work may be a real step's. ``note``
         takes a sentence; ``refuse`` the obstacle that a thread which has computed goes on.
         """
+        WAITS.leave()
         if self._started or self._given:
             self._cancel_timers(note)
             self._wait()
         left = [one for one in self._started if IS_ALIVE(one)]
+        quiet = [one for one in left if is_idle(one.ident or 0)]
         for thread in left:
             work = getattr(thread, WORK, None)
-            if work is not None and work.own:
+            if work is not None and work.own and thread not in quiet:
                 refuse(EstimateObstacle(f"thread {thread.name!r}", COMPUTES_ON, work.frame))
-            else:
-                note(GOES_ON.format(thread.name))
+            WAITS.stop(thread)
             _stop_thread(thread)
         # A thread of a pool from before is not ended: what it does for the step cannot be stopped.
         for work in (getattr(one, WORK, None) for one in self._given if not IS_DONE(one)):
@@ -319,6 +337,11 @@ class StepThreads:
         deadline = NOW() + LEFT_SECONDS
         for thread in left:
             JOIN(thread, max(0.0, deadline - NOW()))
+            work = getattr(thread, WORK, None)
+            if IS_ALIVE(thread):
+                note(STAYS.format(thread.name))
+            elif thread not in quiet and not (work is not None and work.own):
+                note(GOES_ON.format(thread.name))
         if self.player is not None:
             self.player.end()
 
@@ -337,9 +360,15 @@ class StepThreads:
             calm = 0  # once is by chance, between two pieces of work
             while IS_ALIVE(thread) and calm < 3 and NOW() < deadline:
                 JOIN(thread, 0.005)
-                calm = calm + 1 if _is_idle(thread) else 0
-            if calm == 3:
+                calm = calm + 1 if is_idle(thread.ident or 0) else 0
+            if calm == 3 and not self._ends_waiting(thread):
                 self._started.discard(thread)
+
+    def _ends_waiting(self, thread: threading.Thread) -> bool:
+        """True for a thread of the program's code that waits at a queue of the step's own."""
+        frame = _find_waiting(thread.ident or 0)
+        made = frame is not None and hasattr(frame.f_locals.get("self"), "labkit_made")
+        return made and thread in self._users
 
     def end(self) -> None:
         """The simulation has ended."""
@@ -363,12 +392,26 @@ def _stop_thread(thread: threading.Thread) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(StoppedThread))
 
 
-def _is_idle(thread: threading.Thread) -> bool:
-    """True where a thread waits at a queue, or an event loop for events."""
-    frame: Any = list_thread_frames().get(thread.ident or 0)
+def is_idle(number: int) -> bool:
+    """True where the thread waits at a queue, or an event loop for events."""
+    return _find_waiting(number) is not None
+
+
+def _find_waiting(number: int) -> Any:
+    """The frame in which a thread waits at a queue, or an event loop for events; else None."""
+    frame: Any = list_thread_frames().get(number)
     while frame is not None and frame.f_code.co_filename in {threading.__file__, *LAYER}:
         frame = frame.f_back
-    return frame is not None and bool(WAITING.search(frame.f_code.co_filename))
+    waits = frame is not None and WAITING.search(frame.f_code.co_filename)
+    return frame if waits else None
+
+
+def _find_starter() -> str:
+    """Whose code makes the running call, beside Python, torch and labkit."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and judge_file(frame.f_code.co_filename) == OWN:
+        frame = frame.f_back
+    return USER if frame is None else judge_file(frame.f_code.co_filename)
 
 
 class ChangeGuard:

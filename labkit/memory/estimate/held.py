@@ -173,9 +173,14 @@ def is_queue(kind: Any) -> bool:
     return bool(kind.__name__ == "SimpleQueue" and kind.__module__ == "_queue")
 
 
-@functools.lru_cache(maxsize=4096)
-def list_inner(kind: Any) -> frozenset[str]:
+def list_inner(value: Any) -> frozenset[str]:
     """The attributes of a pool that Python's own classes set, and its threads use; else empty."""
+    kind: Any = type(value)
+    return _list_inner(kind) if issubclass(kind, POOLS) else frozenset()
+
+
+@functools.lru_cache(maxsize=4096)
+def _list_inner(kind: Any) -> frozenset[str]:
     kinds = [one for one in kind.__mro__ if one.__module__.startswith(MACHINES)]
     begins = [inspect.unwrap(one.__init__) for one in kinds if issubclass(one, POOLS)]
     return frozenset(name for one in begins for name in _list_names(one))

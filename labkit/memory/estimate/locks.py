@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement
-from labkit.memory.estimate.guard import StepThreads
+from labkit.memory.estimate.guard import StepThreads, is_idle
 from labkit.memory.estimate.held import LiveIteratorError
 from labkit.memory.estimate.opened import is_alone
+from labkit.memory.estimate.waits import WAITS
 from labkit.memory.track.frames import OWN, judge_file
 
 FIX = "let the step make it, or leave the waiting out of the step"
@@ -49,6 +50,7 @@ class HeldLocks:
         with contextlib.ExitStack() as stack:
             for kind, names in self._made.find():
                 stack.enter_context(Replacement(kind, names))
+            stack.enter_context(WAITS.open(threads, is_idle))
             stack.callback(self._flags.clear)
             stack.callback(self._counts.clear)
             yield
@@ -178,7 +180,7 @@ class HeldLocks:
             # Python joins for the step, too: a listener of logging's, as it stops.
             is_held = not hasattr(one, MADE) and self._threads.includes_this()
             if timeout is not None or not is_held:
-                join(one, timeout)
+                WAITS.join(one, timeout)
             else:
                 join(one, LONGEST)
                 if one.is_alive():

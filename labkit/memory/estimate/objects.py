@@ -51,7 +51,7 @@ from labkit.memory.estimate.buffers import (
     keep_text,
 )
 from labkit.memory.estimate.cuda import find_number
-from labkit.memory.estimate.held import BUILT, RENEWED, is_cursor, list_inner, moves
+from labkit.memory.estimate.held import BUILT, POOLS, RENEWED, is_cursor, list_inner, moves
 from labkit.memory.estimate.iterators import find_copy, list_parts, read_place
 from labkit.memory.estimate.locks import (
     LOCK,
@@ -470,7 +470,7 @@ def find_keeper(kind: Any) -> Keeper | None:
     may_hold = module.partition(".")[0] in HOLDING or module in HOLDING_WHOLE
     may_hold = may_hold or is_own_module(module)
     if may_hold or (file is not None and judge_file(file) != OWN):
-        if list_inner(kind):
+        if issubclass(kind, POOLS):
             return _keep_pool
         return keep_array if kind.__name__ in {"ndarray", "memmap"} else _keep_attributes
     return _search_streams if _may_hold_stream(kind) else None
@@ -755,7 +755,7 @@ def _keep_attributes(kept: KeptObjects, one: Any) -> None:
 
 def _keep_pool(kept: KeptObjects, one: Any) -> None:
     """Keeps what a pool's class of the program's own adds: its threads have the rest."""
-    inner = list_inner(type(one))
+    inner = list_inner(one)
     content = {name: value for name, value in vars(one).items() if name not in inner}
     kept.keep(restore_pool, one, (content, inner))
     kept.follow(content.values())

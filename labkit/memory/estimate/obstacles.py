@@ -38,6 +38,13 @@ class StoppedThread(SystemExit):
     """Ends a thread that the step has left running."""
 
 
+class StalledStepError(BaseException):
+    """The step waits, and nothing of it goes on; its argument is the line, or "".
+
+    The step's own ``except Exception`` does not catch it.
+    """
+
+
 class LazyTensorError(Exception):
     """A parameter of a lazy module, which has no size until its module has run."""
 
@@ -100,6 +107,17 @@ def refuse_lazy(name: str) -> UsageError:
         f"{name} has a lazy module, whose parameters have no size yet",
         cause="torch cannot make fake tensors of them",
         fix="run the model once on a small batch, then estimate_memory(step, model, ...)",
+    )
+
+
+def refuse_stalled(name: str, where: str) -> UsageError:
+    """The error for a step that waits for what does not come."""
+    return UsageError(
+        f"{name} waits without end{where and f' at {where}'}",
+        cause="no thread of the step has gone on for two seconds, and threads from before see"
+        " nothing of what it puts, sets or releases",
+        fix="let the step start the thread that answers, give its work to a ThreadPoolExecutor,"
+        " or leave the waiting out of the step",
     )
 
 

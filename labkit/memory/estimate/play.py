@@ -465,9 +465,11 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     from labkit.memory.estimate.obstacles import (
         LazyTensorError,
         RealTensorError,
+        StalledStepError,
         read_obstacle,
         refuse_lazy,
         refuse_real,
+        refuse_stalled,
     )
     from labkit.memory.estimate.uncopied import find_held
 
@@ -494,6 +496,8 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         raise refuse_lazy(work.name) from error
     except LiveIteratorError as error:
         raise refuse_live(work.name, *error.args) from error
+    except StalledStepError as error:
+        raise refuse_stalled(work.name, *error.args) from error
     except CopyError as error:
         raise refuse_copy(work.name, str(error)) from error
     except LabkitError:

@@ -33,6 +33,7 @@ from labkit.memory.estimate.overlay import FileOverlay
 from labkit.memory.estimate.pipes import KEPT, PIPES
 from labkit.memory.estimate.queues import hold_pools, hold_queues
 from labkit.memory.estimate.values import KnownValues
+from labkit.memory.estimate.waits import WAITS
 
 MARK = b"labkit's checkpoint of fake tensors\n"
 # The most values of a tensor that a checkpoint has, such as counts of batches.
@@ -166,7 +167,7 @@ class Checkpoints:
         found = self._overlay.functions | self._list_savers()
         guard = self._overlay.guard.list_functions()
         loops = {one: names for one, names in LOOPS.made.find() if not isinstance(one, type)}
-        for names_by_owner in (self.pipes.functions, KEPT.functions, guard, loops):
+        for names_by_owner in (self.pipes.functions, KEPT.functions, guard, loops, WAITS.functions):
             for owner, names in names_by_owner.items():
                 found[owner] = found.get(owner, {}) | names
         return found

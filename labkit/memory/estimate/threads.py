@@ -161,6 +161,10 @@ class PlayedThreads:
         self._given.append(work)
         return work
 
+    def count_all(self) -> int:
+        """How many operators all threads of the step have run."""
+        return self._counts.total()
+
     def _count_others(self, lane: object) -> int:
         return self._counts.total() - self._counts[lane]
 
