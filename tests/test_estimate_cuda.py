@@ -558,3 +558,15 @@ def test_a_view_on_the_host_stays_there_where_the_code_names_devices():
         return inputs.to("cuda:0") * 2
 
     assert estimate_memory(step, WHOLE[1:], device="H100").host_bytes >= WHOLE[1:].nbytes
+
+
+def test_data_parallel_on_one_gpu_is_its_module():
+    def step(layer, inputs):
+        torch.nn.DataParallel(layer)(inputs).sum().backward()
+
+    def step_alone(layer, inputs):
+        layer.cuda()(inputs.cuda()).sum().backward()
+
+    given = torch.nn.Linear(512, 512), torch.randn(64, 512)
+    found, alone = (estimate_memory(one, *given, device="24 GiB") for one in (step, step_alone))
+    assert found.peak_bytes == alone.peak_bytes > 2_000_000 and found.obstacle is None

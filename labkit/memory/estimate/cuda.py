@@ -21,6 +21,7 @@ import torch
 from torch._subclasses import fake_tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._pytree import tree_map
 
 from labkit.memory.balance.model import MIB
 from labkit.memory.estimate.model import Target
@@ -497,6 +498,22 @@ def _list_statistics(level: Any) -> Counter[str]:
     return counts
 
 
+def _make_scatter(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``DataParallel.scatter``, which moves the inputs to its one GPU: torch's would need CUDA."""
+
+    def scatter(wrapper: Any, inputs: Any, named: Any, devices: Any) -> Any:
+        if len(devices) != 1:
+            return original(wrapper, inputs, named, devices)
+        device = torch.device("cuda", devices[0])
+
+        def move(value: Any) -> Any:
+            return value.to(device) if isinstance(value, torch.Tensor) else value
+
+        return (tree_map(move, inputs),), (tree_map(move, named),)
+
+    return scatter
+
+
 def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.ExitStack:
     """Makes ``torch.cuda`` answer as on the target; ``levels()`` is the GPU's Level."""
     capacity = target.capacity_bytes or 80 * 1024 * MIB
@@ -551,6 +568,8 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
         )
     )
     stack.enter_context(replace_in_thread(torch, Generator=HostGenerator))
+    scatter = _make_scatter(torch.nn.DataParallel.scatter)
+    stack.enter_context(replace_in_thread(torch.nn.DataParallel, scatter=scatter))
     # A script may have imported the functions that call these.
     inner = ("_cuda_synchronize", "_cuda_setDevice", "_cuda_emptyCache")
     stack.enter_context(replace_in_thread(torch._C, **dict.fromkeys(inner, do_nothing)))
