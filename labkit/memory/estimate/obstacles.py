@@ -114,7 +114,7 @@ def refuse_stalled(name: str, where: str) -> UsageError:
     """The error for a step that waits for what does not come."""
     return UsageError(
         f"{name} waits without end{where and f' at {where}'}",
-        cause="no thread of the step has gone on for two seconds, and threads from before see"
+        cause="no thread of the step has gone on for some seconds, and threads from before see"
         " nothing of what it puts, sets or releases",
         fix="let the step start the thread that answers, give its work to a ThreadPoolExecutor,"
         " or leave the waiting out of the step",

@@ -206,8 +206,8 @@ class PlayedThreads:
     def refuse_others(self, is_step: Callable[[], bool]) -> contextlib.AbstractContextManager[Any]:
         """Refuses operators on fake tensors in threads where ``is_step()`` is false, until exit.
 
-        Torch's own would run them there, unseen. C++ ends the process where it is not told the
-        device, or is told one that its build does not have.
+        Torch's own would run them there, unseen. C++ ends the process where it does not get the
+        device, or gets one that its build does not have.
         """
         dispatch = FakeTensor.__torch_dispatch__.__func__
 

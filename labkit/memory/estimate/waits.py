@@ -75,7 +75,7 @@ class StepWaits:
         return not (self._leaves and self._threads.is_own)
 
     def leave(self) -> None:
-        """The step has run: its own thread waits for the others as it is told to."""
+        """The step has run: its own thread waits for the others as it asks for it."""
         self._leaves = True
 
     def stop(self, thread: threading.Thread) -> None:
