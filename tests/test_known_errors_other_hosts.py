@@ -32,11 +32,11 @@ def show(text, distribution=UNKNOWN):
         ("kubectl logs a-0\nopen /dev/nvidiactl: permission denied", "securityContext", "usermod"),
         (f"$ podman run -v ./data:/data t\n{DENIED}'/data/out.txt'", ":Z", "chown -R"),
         (
-            f"$ podman run --rm -v $PWD:/work t\n{DENIED}'/work/m.pt'",
+            f"$ podman run --rm -v $PWD:/data t\n{DENIED}'/data/m.pt'",
             "--userns=keep-id",
             "chown -R",
         ),
-        (f"$ podman run --volume d:/work t\n{DENIED}'/work/m.pt'", ":Z,U", "chown -R"),
+        (f"$ podman run --volume d:/data t\n{DENIED}'/data/m.pt'", ":Z,U", "chown -R"),
         (f"$ lxc exec ai -- python t.py\n{NO_GPU}", "lxc config device add", "docker"),
         (f"$ incus exec ai -- python t.py\n{NO_GPU}", "incus config device add", "lxc config"),
         (f"$ pct enter 104\n{NO_GPU}", "pct set", "docker"),
