@@ -96,12 +96,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("device", TARGETS)
-@pytest.mark.parametrize("name", WAYS)
-def test_a_step_in_a_thread_counts_as_in_its_own(name, device, given):
-    def step(model, optimizer, inputs):
-        WAYS[name](train, model, optimizer, inputs)
-        model(inputs)
+def estimate_like_alone(step, given, device):
+    """The estimate of a step, which is that of the same step in one thread."""
 
     def step_alone(model, optimizer, inputs):
         train(model, optimizer, inputs)
@@ -109,6 +105,17 @@ def test_a_step_in_a_thread_counts_as_in_its_own(name, device, given):
 
     found, alone = (estimate_memory(one, *given, device=device) for one in (step, step_alone))
     assert (found.peak_bytes, found.kinds) == (alone.peak_bytes, alone.kinds)
+    return found
+
+
+@pytest.mark.parametrize("device", TARGETS)
+@pytest.mark.parametrize("name", WAYS)
+def test_a_step_in_a_thread_counts_as_in_its_own(name, device, given):
+    def step(model, optimizer, inputs):
+        WAYS[name](train, model, optimizer, inputs)
+        model(inputs)
+
+    found = estimate_like_alone(step, given, device)
     assert found.peak_bytes > 4 * found.kinds["parameters"] > 0
     assert found.obstacle is None and found.notes == ()
 
@@ -350,12 +357,7 @@ def test_a_coroutine_in_a_loop_from_before_counts_as_in_the_step(act, device, gi
         asyncio.run_coroutine_threadsafe(act(model, optimizer, inputs), loop).result()
         model(inputs)
 
-    def step_alone(model, optimizer, inputs):
-        train(model, optimizer, inputs)
-        model(inputs)
-
-    found, alone = (estimate_memory(one, *given, device=device) for one in (step, step_alone))
-    assert (found.peak_bytes, found.kinds) == (alone.peak_bytes, alone.kinds)
+    found = estimate_like_alone(step, given, device)
     assert found.obstacle is None
 
 
