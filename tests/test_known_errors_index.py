@@ -39,7 +39,8 @@ def test_an_ordinary_line_runs_almost_no_expression(line, monkeypatch):
 
 def ask(pattern, text):
     index = Index([KnownError("x", (pattern,), "cause", Fix("fix"))])
-    return index.list_possible(split_letters(text.lower()), join_digits(text), ()) == [0]
+    there = index.find_runs(split_letters(text.lower()))
+    return index.list_possible(there, join_digits(text), ()) == [0]
 
 
 @pytest.mark.parametrize(
@@ -93,20 +94,50 @@ def test_what_is_rare_in_a_log_decides_what_is_asked_for():
     known = KnownError("x", ("frobnicate .{1,60} quickly",), "cause", Fix("fix"))
     other = KnownError("y", ("frobnicate never",), "cause", Fix("fix"))
     index = Index([known, other])
-    words = split_letters("frobnicate it")
+
+
+    def list_possible(text):
+        return index.list_possible(index.find_runs(split_letters(text)), b"", ())
+
     for _ in range(TEXTS_COUNTED):
-        assert index.list_possible(words, b"", ()) == []
-    assert index.list_possible(split_letters("frobnicate it quickly"), b"", ()) == [0]
-    assert index.list_possible(split_letters("frobnicate never"), b"", ()) == [1]
+        assert list_possible("frobnicate it") == []
+    assert list_possible("frobnicate it quickly") == [0]
+    assert list_possible("frobnicate never") == [1]
 
 
 def test_every_sample_is_possible_for_its_own_error():
     index = Index(KNOWN_ERRORS)
     for error in KNOWN_ERRORS:
         for sample in error.samples:
-            chunk = block.Chunk(sample, 0, range(sample.count("\n") + 1))
-            numbers = index.list_possible(chunk.letters, chunk.digits, ())
-            assert any(index.plans[number].error is error for number in numbers), sample
+            plans = list_possible(index, sample)
+            assert any(plan.error is error for plan in plans), sample
+
+
+def list_possible(index, text):
+    chunk = block.Chunk(text, 0, range(text.count("\n") + 1))
+    there = index.find_runs(chunk.letters)
+    plans = [index.plans[number] for number in index.list_possible(there, chunk.digits, ())]
+    return [plan for plan in plans if chunk.is_possible(plan, there)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "possible"),
+    [
+        (r"^E\d{4} lost: \w+", "I1128 lost: x", False),
+        (r"^E\d{4} lost: \w+", "web-1  | E1128 lost: x", True),
+        (r"^\d+ frobs? lost", "2 frobs lost", True),
+        (r"^\d+ frobs? lost", "that frob lost", False),
+        (r"^(?:tar|zip): frob lost", "tar: frob lost", True),
+        (r"^(?:tar|zip): frob lost", "rar: frob lost", False),
+        (r"^[\[(]{0,2}(?-i:FROB|LOSS): \w", "[FROB: x", True),
+        (r"^[\[(]{0,2}(?-i:FROB|LOSS): \w", "[frob: x", False),
+        (r"^(?!\S{1,9} ok)frob \w+ lost", "frob a lost", True),
+        (r"^frob\s+lost \w+", "frob\nlost it", True),
+    ],
+)
+def test_a_line_that_begins_otherwise_or_in_another_case_is_not_searched(pattern, text, possible):
+    index = Index([KnownError("x", (pattern,), "cause", Fix("fix"))])
+    assert bool(list_possible(index, text)) == possible
 
 
 def test_every_match_has_the_plain_words_of_its_expression():
@@ -141,7 +172,8 @@ def test_a_short_text_is_asked_for_the_same_of_fewer_expressions():
         asked = [
             {index.plans[number].expression for number in numbers}
             for index in (few, everything)
-            for numbers in [index.list_possible(chunk.letters, chunk.digits, ())]
+            for there in [index.find_runs(chunk.letters)]
+            for numbers in [index.list_possible(there, chunk.digits, ())]
         ]
         assert asked[0] == {e for e in asked[1] if all(w in chunk.squeezed for w in e.plain_words)}
         assert asked[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
@@ -46,13 +46,25 @@ class SearchPlan:
     """An expression, and what is looked for before it is run.
 
     ``clauses`` are groups of numbers of runs of letters, or of pairs of words: a text has one of
-    each group. ``counts`` says in how many plans' ``needed`` each group of texts is.
+    each group. ``counts`` says in how many plans' ``needed`` each group of texts is, ``runs`` the
+    numbers of the runs that each text has.
     """
 
     error: KnownError
     expression: Expression
     clauses: Sequence[frozenset[int]]
     counts: Counter[tuple[str, ...]]
+    runs: Mapping[str, frozenset[int]]
+
+    @cached_property
+    def cased(self) -> tuple[str, ...]:
+        """`Expression.cased`."""
+        return self.expression.cased
+
+    @cached_property
+    def head(self) -> re.Pattern[str] | None:
+        """`Expression.head`."""
+        return self.expression.head
 
     @cached_property
     def needed(self) -> Sequence[tuple[str, ...]]:
@@ -199,13 +211,17 @@ class Index:
         self.plans: list[SearchPlan] = []
         self._vocabulary = _Vocabulary()
         counts: Counter[tuple[str, ...]] = Counter()
+        runs: dict[str, frozenset[int]] = {}
         for error in known:
             for expression in error.expressions:
                 if text is not None and not all(word in text for word in expression.plain_words):
                     continue
                 clauses = self._list_clauses(expression)
-                self.plans.append(SearchPlan(error, expression, clauses, counts))
+                self.plans.append(SearchPlan(error, expression, clauses, counts, runs))
                 counts.update(expression.texts)
+                for each in chain(expression.cased, *expression.texts):
+                    if each not in runs:
+                        runs[each] = self._list_runs(each)
         # For each run or pair, the plans to ask for if it is there.
         self._keys: dict[int, list[int]] = {}
         self._checks: dict[int, list[_Check]] = {}
@@ -214,17 +230,19 @@ class Index:
         self._count = 0
         self._choose_keys()
 
-    def list_possible(
-        self, words: Sequence[bytes], digits: bytes, ended: Collection[str]
-    ) -> list[int]:
-        """The numbers of the plans that a text of these words and digits may match.
-
-        ``words`` are its runs of letters, ``digits`` is of `join_digits`. ``ended`` names of errors
-        are left out.
-        """
+    def find_runs(self, words: Sequence[bytes]) -> Set[int]:
+        """The numbers of the runs and pairs in a text of these runs of letters."""
         there = {NO_KEY} | self._vocabulary.find(words)
         if self._count < TEXTS_COUNTED:
             self._learn(there)
+        return there
+
+    def list_possible(self, there: Set[int], digits: bytes, ended: Collection[str]) -> list[int]:
+        """The numbers of the plans that a text with these runs and digits may match.
+
+        ``there`` is of `find_runs`, ``digits`` of `join_digits`. ``ended`` names of errors are left
+        out.
+        """
         checks, found = self._checks, set()
         for key in there & self._keys.keys():
             for number, runs, choices, codes, name in checks.get(key) or self._prepare(key):
@@ -248,7 +266,7 @@ class Index:
             checks.append((number, runs, others, plan.codes, plan.error.name))
         return checks
 
-    def _learn(self, there: set[int]) -> None:
+    def _learn(self, there: Set[int]) -> None:
         """Counts what is in the first texts of a log, and then chooses the keys by that."""
         self._seen.update(there)
         self._count += 1
@@ -282,17 +300,21 @@ class Index:
                 groups.append(pairs)
         return list({frozenset(map(self._vocabulary.add, group)) for group in groups})
 
+    def _list_runs(self, text: str) -> frozenset[int]:
+        return frozenset(map(self._vocabulary.add, filter(_is_searched, _split_runs(text.lower()))))
+
 
 def _find_runs(texts: Sequence[str]) -> list[str]:
     """Of each text the longest run of letters that is not in all; at its ends it may go on."""
-    found = [
-        [
-            " " * (run.start() > 0) + run[0] + " " * (run.end() < len(text))
-            for run in re.finditer("[a-z]+", text)
-        ]
-        for text in texts
+    return _pick_own([_split_runs(text) for text in texts])
+
+
+def _split_runs(text: str) -> list[str]:
+    """The runs of letters of a text that may go on at its ends; a space is where one cannot."""
+    return [
+        " " * (run.start() > 0) + run[0] + " " * (run.end() < len(text))
+        for run in re.finditer("[a-z]+", text)
     ]
-    return _pick_own(found)
 
 
 def _pick_own(found: Sequence[Sequence[str]]) -> list[str]:

@@ -21,6 +21,8 @@ BLANKS = r"\s{1,40}(?:NVRM:\s{1,20})?"
 LONGEST_REPEAT = 120
 # An expression's alternatives are listed as so many texts at most.
 MOST_TEXTS = 16
+# So many signs at the start of a line are compared before an expression is run.
+HEAD_CHARACTERS = 8
 # One piece of a regular expression: the start of a group, some plain text, or one character or
 # class with the repeat that follows it.
 _PIECE = re.compile(
@@ -224,6 +226,24 @@ class Expression:
             text, count = _INNER_GROUP.subn(_OPEN, text)
         return _PLAIN_WORD.findall(text.lower())
 
+    @cached_property
+    def head(self) -> re.Pattern[str] | None:
+        """What a line begins with in which a match begins; None where a match may begin anywhere.
+
+        It tells nothing beyond the first ``HEAD_CHARACTERS``.
+
+        >>> Expression(r"^\\d{2}-\\d+ E \\w+: ").head.pattern
+        '\\\\d{2}-\\\\d'
+        >>> Expression(r"^(?:tar|zip): not found").head.pattern
+        'tar:|zip:'
+        """
+        if not self.pattern.startswith("^"):
+            return None
+        found = _read_head(self.pattern) or "|".join(
+            sorted({re.escape(text.split(" ")[0][:HEAD_CHARACTERS]) for text in self._branch.begins})
+        )
+        return re.compile(found, re.IGNORECASE) if found else None
+
     @property
     def longest(self) -> int:
         """The most characters of a match, each run of blanks being a space."""
@@ -233,7 +253,7 @@ class Expression:
     def cased(self) -> tuple[str, ...]:
         """Words of which a match contains one in the same case; none if the case has no meaning."""
         for group in re.finditer(r"\(\?-i:([\w|]+)\)(?![?*{])", self.pattern):
-            before = re.sub(r"\\.", "", self.pattern[: group.start()])
+            before = _ESCAPE_OR_CLASS.sub("", self.pattern[: group.start()])
             if before.count("(") == before.count(")"):
                 return tuple(group[1].split("|"))
         return ()
@@ -248,6 +268,36 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def _bound_repeat(piece: re.Match[str]) -> str:
     least = {"*": 0, "+": 1}.get(piece["repeat"] or "")
     return piece[0] if least is None else f"{piece[0][:-1]}{{{least},{LONGEST_REPEAT}}}"
+
+
+def _read_head(pattern: str) -> str:
+    """The first signs of all lines that match a pattern, which begins with "^"; "" if they vary."""
+    found, count = "", 0
+    for piece in _PIECE.finditer(pattern, 1):
+        if text := piece["text"]:
+            sign = text.split(" ")[0][: HEAD_CHARACTERS - count]
+            found, count = found + re.escape(sign), count + len(sign)
+            if sign != text:
+                return found
+            continue
+        repeat = piece["repeat"] or ""
+        least = 1 if repeat in ("", "+") else int(repeat[1:].split(",")[0].rstrip("}") or 0)
+        if not _is_sign(piece) or not 0 < least <= HEAD_CHARACTERS - count:
+            return found
+        found += piece[0].removesuffix(repeat) + (f"{{{least}}}" if least > 1 else "")
+        count += least
+        if repeat and "," in repeat or repeat == "+":
+            return found
+    return found
+
+
+def _is_sign(piece: re.Match[str]) -> bool:
+    """Whether a piece is one sign of a line, of which most lines have another there."""
+    if piece["escaped"]:
+        return piece["escaped"] not in (*_ZERO_WIDTH, *_BLANK_CLASSES, *"wWSD")
+    if piece["class"]:
+        return not re.match(r"\[\^", piece["class"]) and "\\w" not in piece["class"]
+    return bool(piece["code"]) or (piece["plain"] or " ") not in "|()?^$. "
 
 
 def split_alternatives(pattern: str) -> Iterator[Expression]:
@@ -321,6 +371,12 @@ class _Branch:
         """Groups of texts in lower case, of each of which a match contains one."""
         runs = [*([] if self.head is None else [self.head]), *self.inner, self.run]
         return [group for run in runs if (group := _squeeze(run))]
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """The texts with which it can begin; none where anything can be there."""
+        texts = self.run if self.head is None else self.head
+        return texts if all(texts) else ()
 
     def find_longest_word(self) -> str:
         return max(_WORD.findall(self.literals.lower()), key=len, default="")

@@ -28,17 +28,17 @@ _NOT_LEVEL = (
     r"|lines?|budget|bars?|metrics?|total|events?|and|or|if)\b)"
 )
 _STAMP = (
-    r"(?:20\d\d)?\d{4} \d\d:\d\d:[\d.]{2,20} .{1,160}?\.(?:go|cc|cpp|cu|c|hpp|h|cuh|py|rs)"
+    r"\d{4}(?:\d{4})? \d\d:\d\d:[\d.]{2,20} .{1,160}?\.(?:go|cc|cpp|cu|c|hpp|h|cuh|py|rs)"
     r":\d{1,6}\] "
 )
 # A number that says that nothing failed.
 _NOT_ONE = r"(?!\W{0,3}(?:0(?![x\w])|none\b|null\b|no\b|false\b|never\b|n/a\b|\[\]|-\s*$))"
 _NAMED = r"(?:(?!(?-i:INFO|DEBUG|TRACE|NOTICE)\b)[\w./'#\[\]-]{1,60}\x20{1,4})"
-# logcat's date, time, process and thread.
-_LOGCAT = r"\d\d-\d\d\x20\d\d:\d\d:\d\d\.\d{3}(?:\x20{1,6}\d{1,7}){2}"
+# What Android's log names.
+_TAG = r"[\w.:$-]{1,60}\x20{0,30}"
 # `ERROR` and `SEVERE` in other languages: with Latin letters, and with others.
 _LATIN_LEVELS = (
-    "FEHLER|SCHWERWIEGEND|ERREUR|ERRORE|ERRO|GRAVE(?=:)|FOUT|FEJL|FEIL|VIRHE|CHYBA|HIBA|HATA"
+    "FEHLER|SCHWERWIEGEND|ERREUR|ERRORE|ERRO|FOUT|FEJL|FEIL|VIRHE|CHYBA|HIBA|HATA"
     "|KRITISCH"
 )
 _OTHER_LEVELS = "błąd|ошибка|помилка|критическая|错误|錯誤|エラー|오류|에러|lỗi|σφάλμα"
@@ -64,7 +64,11 @@ _OF_LOGS = (
     r"\|\x20{0,3}(?-i:ERROR|CRITICAL|FATAL)\x20{0,8}\|\x20?(?=.{0,200}(?-i:[a-z]{2}))",
     r"\b(?-i:ERROR|FATAL|CRITICAL)\b.{0,40} - ",
     r"\blevel=(?:error|fatal|panic)\b",
-    r"\"(?:level|severity|lvl)\":\s?\"(?:error|fatal|panic|critical)\"",
+    *(
+        rf"\"{name}\":{gap}\"(?:error|fatal|panic|critical)\""
+        for name in ("level", "severity", "lvl")
+        for gap in ("", " ")
+    ),
     # pino and bunyan number the levels.
     r"^\{(?=.{0,400}\"msg\":\s?\"\w).{0,200}\"level\":\s?[56]0,",
     # glog, abseil, klog, torch; TensorFlow's own form of it. Each begins with a sign of its own, or
@@ -79,12 +83,12 @@ _OF_LOGS = (
     # NetworkManager, nginx and syslog's names in angle brackets; not an element of XML.
     rf"^{_HEAD}<(?:err|error|crit|critical|alert|emerg|fatal|panic)>\x20{{1,4}}(?!.{{0,400}}</)\S",
     # Android's logcat, brief or with times, and threadtime.
-    r"^(?:[\d:. -]{5,30}\x20)?E/[\w.:$-]{1,60}\x20{0,30}\(\x20{0,8}\d{1,7}\): \S",
-    r"^(?:[\d:. -]{5,30}\x20)?F/[\w.:$-]{1,60}\x20{0,30}\(\x20{0,8}\d{1,7}\): \S",
-    rf"^{_LOGCAT} E [\w.:$-]{{1,60}}\x20{{0,30}}: ",
-    rf"^{_LOGCAT} F [\w.:$-]{{1,60}}\x20{{0,30}}: ",
+    rf"^[EF]/{_TAG}\(\x20{{0,8}}\d{{1,7}}\): \S",
+    rf"^\d[\d:. -]{{4,30}}\x20[EF]/{_TAG}\(\x20{{0,8}}\d{{1,7}}\): \S",
+    rf"^\d\d-\d\d\x20\d\d:\d\d:\d\d\.\d{{3}}(?:\x20{{1,6}}\d{{1,7}}){{2}} [EF] {_TAG}: ",
     # The level in other languages: in capitals, or before a colon as compilers have it.
     rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?-i:{_LATIN_LEVELS})(?=[\s:|/\])>-]){_SAYS}",
+    rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?-i:GRAVE):{_SAYS}",
     rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?:{_OTHER_LEVELS})(?=[\s:|/\])>\uff1a-]){_SAYS}",
     rf"^(?:\S{{1,160}}\x20)?(?:fehler|erreur|errore|fout|fejl|feil|virhe|chyba|hiba|hata)"
     rf"(?=\x20?:\x20){_SAYS}",
@@ -135,8 +139,8 @@ _OF_TOOLS = (
     # A search names each folder that it may not read, and goes on.
     r"^(?!\S{0,80}\b(?:find|du|grep): .{0,240}Permission denied)"
     rf"{_UNIX}: (?:.{{0,240}}: )?{_ERRNO}\s*$",
-    rf"{_UNIX}: (?:(?:invalid|unrecognized|unknown|illegal|ambiguous) \S|missing \S|extra operand"
-    rf"|option requires)",
+    rf"{_UNIX}: (?:invalid |unrecognized |unknown |illegal |ambiguous |missing |extra operand"
+    rf"|option requires)(?=\S|\x20)",
     r"^(?:tar|gzip|bzip2|xz|unzip|zstd): .{0,200}(?:not recoverable|not in \w{1,9} format"
     r"|unexpected end of|does not look like|exiting with failure|cannot find zipfile"
     r"|file format not recognized)",
@@ -177,7 +181,9 @@ _OF_TOOLS = (
     r"\b503 Service (?:Temporarily )?Unavailable\b",
     r"\bHTTP Error [45]\d\d\b",
     r"\b[45]\d\d (?:Client|Server) Error\b",
-    r"\b(?:exit|exited|status|returned).{0,30} (?:code|status):? (?!20\d\b|30\d\b)[1-9]",
+    r"\b(?:exit|exited|returned).{0,30} (?:code|status):? (?!20\d\b|30\d\b)[1-9]",
+    r"\bstatus.{0,30} code:? (?!20\d\b|30\d\b)[1-9]",
+    r"\bstatus.{1,30} status:? (?!20\d\b|30\d\b)[1-9]",
     r"\bstatus=[1-9]\d{0,2}/\w",
     r"core dumped",
     r"Segmentation fault",
@@ -198,8 +204,8 @@ _OF_RUNTIMES = (
     r":\d{1,7}:\d{1,7}: runtime error: \w",
     # Node, Deno and browsers: the message above its stack, or the source with a mark below it.
     r"^(?!\w{0,40}(?:Warning|Trace)\b)(?-i:[A-Z])\w{0,60}(?: \[\w{1,60}\])?(?:: [^\n]{1,300})?\n"
-    r"\s{0,20}at [^\n]{0,300}(?:\.[cm]?[jt]sx?|node:[\w/]{1,80}"
-    r"|<anonymous>):\d{1,7}:\d{1,7}\)?\s*$",
+    r"\s{0,20}at [^\n]{0,300}(?:\.(?:js|mjs|cjs|jsx|ts|mts|cts|tsx):|node:[\w/]{1,80}:"
+    r"|<anonymous>:)\d{1,7}:\d{1,7}\)?\s*$",
     r"^throw [^\n]{1,200}\n\s{0,160}\^{1,80}\s*$",
     r"^Uncaught (?:\(in promise\) )?(?-i:[A-Z])\w{1,60}: \S",
     # R.
@@ -209,7 +215,8 @@ _OF_RUNTIMES = (
     r"^\S{1,200}:\d{1,7}:in [`'].{1,160}?': (?:.{0,300}\((?:\w{1,60}::){0,6}(?-i:[A-Z])\w{0,60}\)"
     r"|unhandled exception)\s*$",
     # Lua.
-    r"^(?:\S{0,160}/)?lua(?:jit|tex)?[\d.]{0,5}: .{0,200}?(?::\d{1,7}: |cannot open )",
+    r"^(?:\S{0,160}/)?(?:lua:|luajit:|luatex:|lua5\.\d:|luajit-2\.\d\.\d:) .{0,200}?"
+    r"(?::\d{1,7}: |cannot open )",
     r"^stack traceback:\s*$",
     # Elixir and Erlang.
     r"^\*\* \((?:[\w.]{0,120}Error|exit|throw|Mix|EXIT from [^()\n]{1,80})\) \S",
