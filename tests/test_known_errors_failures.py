@@ -464,3 +464,50 @@ def test_a_check_of_a_framework_that_fails_still_advises_another_version(log):
 )
 def test_advice_in_a_message_ends_at_its_bracket(message, advice):
     assert explain_text(message).first.error.fix.anywhere.partition("   #")[0] == advice
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("zorp: cannot connect to broker", "zorp: cannot connect to broker"),
+        ("stage 1 ok\nstage 2 failed\n", "stage 2 failed"),
+        ("loading\nterminated: lease lost\nroot@box:~# ", "terminated: lease lost"),
+        ("Abort: bad magic", "Abort: bad magic"),
+        ("frob: invalid argument 'x'\nUsage: frob [OPTION]" + "\n  -x  fail" * 30, "frob: invalid"),
+        ("submitting\nrejected by server", "rejected by server"),
+        ("worker 3 crashed", "worker 3 crashed"),
+        ("connection to 10.0.0.3 lost\n\n\n", "connection to 10.0.0.3 lost"),
+        ("step 12 timed out after 300 s", "step 12 timed out"),
+        ("checksum mismatch for part 7", "checksum mismatch"),
+        ("model.bin is not a valid archive\n", "model.bin"),
+        ("reading header\nunexpected end of data", "unexpected end of data"),
+    ],
+)
+def test_a_log_that_ends_with_a_failure_in_plain_words_is_no_healthy_one(log, said):
+    found = explain_text(log)
+    assert found.failure.line.startswith(said)
+    assert found.found == ()
+    # Within a log that goes on, the same words are often of something optional.
+    assert explain_text(f"{log}\n" + "step done\n" * 20).failure is None
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        "12 tests passed\n0 failed",
+        "failed: 0",
+        "INFO: could not find the cache, will create it",
+        "connection closed\nbye",
+        "shutdown requested\nexiting",
+        "Finished with 0 errors and 3 warnings",
+        "Usage: frob [options]\n  --strict  refuse what is not valid",
+        "could not find x, using the default",
+        "Is the file not found? See below.",
+        "the option was removed. The value is not set by the user, and is not found then",
+        "- unknown option: now an error",
+        "rm: cannot remove 'x': not found",
+    ],
+)
+def test_a_log_whose_last_lines_resemble_a_failure_is_healthy(log):
+    found = explain_text(log)
+    assert (found.found, found.failure, found.has_failed) == ((), None, False)

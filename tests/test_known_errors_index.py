@@ -9,10 +9,11 @@ import pytest
 
 from labkit.host.packages import Fix
 from labkit.known_errors import KNOWN_ERRORS, block, scan
+from labkit.known_errors.failures import BY_FORM
 from labkit.known_errors.index import TEXTS_COUNTED, Index, join_digits, split_letters
 from labkit.known_errors.match import explain_text
 from labkit.known_errors.model import Expression, KnownError
-from labkit.known_errors.scan import BY_FORM, SHORT_CHARACTERS, SHORT_TEXTS
+from labkit.known_errors.scan import SHORT_CHARACTERS, SHORT_TEXTS
 
 # Lines of healthy logs, with words that many known errors have.
 HEALTHY = {
@@ -94,7 +95,6 @@ def test_what_is_rare_in_a_log_decides_what_is_asked_for():
     known = KnownError("x", ("frobnicate .{1,60} quickly",), "cause", Fix("fix"))
     other = KnownError("y", ("frobnicate never",), "cause", Fix("fix"))
     index = Index([known, other])
-
 
     def list_possible(text):
         return index.list_possible(index.find_runs(split_letters(text)), b"", ())

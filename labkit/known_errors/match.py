@@ -20,18 +20,12 @@ from labkit.known_errors.context import (
     name_driver,
     suit_python,
 )
+from labkit.known_errors.failures import BY_FORM, FAILURE, OWN_EXCEPTION
 from labkit.known_errors.mention import WARNING
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
-from labkit.known_errors.scan import (
-    BY_FORM,
-    FAILURE,
-    LONGEST_TRACEBACK,
-    OWN_EXCEPTION,
-    Scan,
-    repeat_ends,
-)
+from labkit.known_errors.scan import LONGEST_TRACEBACK, Scan, repeat_ends
 from labkit.process import name_command
 
 BLOCK_BYTES = 2**18
@@ -245,6 +239,8 @@ def _rank_matches(scan: Scan, known: Sequence[KnownError]) -> Explanation:
         cause = f"line {own.number}, an error that the doctor does not know"
         found = tuple(replace(each, caused_by=each.caused_by or cause) for each in found)
         failed = own
+    if not (found or failed or scan.passed):
+        failed = scan.find_ending()
     return Explanation(
         found,
         scan.context,

@@ -240,7 +240,9 @@ class Expression:
         if not self.pattern.startswith("^"):
             return None
         found = _read_head(self.pattern) or "|".join(
-            sorted({re.escape(text.split(" ")[0][:HEAD_CHARACTERS]) for text in self._branch.begins})
+            sorted(
+                {re.escape(text.split(" ")[0][:HEAD_CHARACTERS]) for text in self._branch.begins}
+            )
         )
         return re.compile(found, re.IGNORECASE) if found else None
 
@@ -286,7 +288,7 @@ def _read_head(pattern: str) -> str:
             return found
         found += piece[0].removesuffix(repeat) + (f"{{{least}}}" if least > 1 else "")
         count += least
-        if repeat and "," in repeat or repeat == "+":
+        if (repeat and "," in repeat) or repeat == "+":
             return found
     return found
 
