@@ -480,6 +480,7 @@ def test_advice_in_a_message_ends_at_its_bracket(message, advice):
         ("step 12 timed out after 300 s", "step 12 timed out"),
         ("checksum mismatch for part 7", "checksum mismatch"),
         ("model.bin is not a valid archive\n", "model.bin"),
+        ("loading\nzorp: permission denied\n\n", "zorp: permission denied"),
         ("reading header\nunexpected end of data", "unexpected end of data"),
     ],
 )
@@ -506,8 +507,69 @@ def test_a_log_that_ends_with_a_failure_in_plain_words_is_no_healthy_one(log, sa
         "the option was removed. The value is not set by the user, and is not found then",
         "- unknown option: now an error",
         "rm: cannot remove 'x': not found",
+        # What follows shows that the program went on, or the log.
+        "connection lost, retrying\nconnected to broker",
+        "zorp: cannot read shard 7\nstep 41 loss 0.30",
+        "Nov 29 10:00:00 box chronyd[701]: Can't synchronise: no sources",
+        "[    0.61] pci 0000:00:1c.0: BAR 13: failed to assign [io  size 0x1000]",
+        "GET /../etc 403 forbidden",
+        "login for admin denied from 10.9.20.11",
+        "7 samples were rejected by the filter",
+        "unknown token id: 0",
+        "Output: The ship was lost at sea.",
+        "car crashed at x=3.1, return -12",
+        "config.toml not found, writing one",
+        "Failed to check for processor microcode upgrades.\nNo services need to be restarted.",
+        'fatal: [web1]: FAILED! => {"msg": "x"}\n...ignoring\nweb1 : ok=5 failed=0 ignored=1',
     ],
 )
 def test_a_log_whose_last_lines_resemble_a_failure_is_healthy(log):
     found = explain_text(log)
     assert (found.found, found.failure, found.has_failed) == ((), None, False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "##[error]Process completed with exit code 1.",
+        "Finished: FAILURE",
+        "Done. Your build exited with 1.",
+        "** BUILD FAILED **",
+        "web1 : ok=2    changed=0    unreachable=0    failed=1    ignored=0",
+        "main.c:(.text+0x5): undefined reference to `foo'",
+        "./main.go:5:2: undefined: foo",
+        "./run.sh: line 3: FOO: unbound variable",
+        "/usr/bin/python3: No module named foo",
+        "srun: Job allocation 1881 has been revoked",
+        "     Active: failed (Result: exit-code) since Fri 2024-11-29 10:00:00 UTC; 5s ago",
+        "2024-11-29 10:00:00,123 INFO gave up: x entered FATAL state, too many start retries",
+        "2024-11-29 10:00:00,123 WARN exited: x (exit status 1; not expected)",
+        "x-1   0/1   CrashLoopBackOff   5   3m",
+        "client_loop: send disconnect: Broken pipe",
+        "Automatic merge failed; fix conflicts and then commit the result.",
+        "** server can't find x: NXDOMAIN",
+        "2 packets transmitted, 0 received, 100% packet loss, time 1001ms",
+        "sha256sum: WARNING: 1 computed checksum did NOT match",
+        "Monitored metric val_loss = nan is not finite. Previous best value was 0.2.",
+    ],
+)
+def test_how_other_programs_say_that_something_failed_is_known(line):
+    assert explain_text(f"start\n{line}\nbye\n").failure
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Finished: SUCCESS",
+        "Done. Your build exited with 0.",
+        "web1 : ok=5    changed=0    unreachable=0    failed=0    ignored=0",
+        "Process completed with exit code 0.",
+        "     Active: active (running) since Fri 2024-11-29 10:00:00 UTC; 5s ago",
+        "x-1   0/1   Completed   0   3m",
+        "2 packets transmitted, 2 received, 0% packet loss, time 1001ms",
+        "2024-11-29 10:00:00,123 INFO exited: x (exit status 0; expected)",
+    ],
+)
+def test_what_other_programs_say_of_a_success_is_healthy(line):
+    found = explain_text(f"start\n{line}\nbye\n")
+    assert (found.found, found.failure) == ((), None)

@@ -148,7 +148,8 @@ _OF_TOOLS = (
     rf"^cannot {_UNDONE}",
     rf"^can't {_UNDONE}",
     r"^(?:\S{1,160}\x20{1,4})?(?:(?:fatal|internal|parse|syntax|compile|compiler|linker|python) )?"
-    r"(?:error|fatal|panic|critical): ",
+    # Ansible says below it that it does not matter.
+    r"(?:error|fatal|panic|critical): (?![^\n]{0,600}\n\.\.\.ignoring)",
     r"^(?:\S{1,160}\x20{1,4})?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
     # MSVC, TypeScript, C#.
     r"\berror (?:C|CS|LNK|MSB|TS|D|FS|BC|NU|NETSDK|CVT|RC|U)\d{3,5}\x20?: ",
@@ -250,21 +251,97 @@ _OF_TESTS = (
     # Robot Framework; not a row of a table.
     r"^[^|\n]{1,200}\|\x20(?-i:FAIL)\x20\|\s*$",
 )
+# How other well-known programs and services say that something failed.
+_OF_SERVICES = (
+    # CI: GitHub, Jenkins, Travis, Xcode, Snakemake, Unity, Yarn, Wandb.
+    r"\bProcess completed with exit code [1-9]",
+    r"\bterminated with exit code: [1-9]",
+    r"^Finished: (?-i:FAILURE|ABORTED)\s*$",
+    r"^Done\. Your build exited with [1-9]",
+    r"^\*\* (?-i:BUILD|TEST|ARCHIVE) (?-i:FAILED) \*\*",
+    r"^Exiting because a job execution failed",
+    r"^Aborting batchmode due to failure",
+    r"^\W{0,4}YN0000: \W{0,4}Failed with errors",
+    r"^Detected \d{1,3} failed runs in a row",
+    r"^Result: (?-i:FAILED)\s*$",
+    r"^\[(?-i:FAIL)\] \S",
+    r"^\W{1,4}Deployment failed\b",
+    r"\bBecause .{1,200} version solving failed\.",
+    # Ansible's last line of a host.
+    r"^\S{1,80}\s{1,40}: ok=\d{1,5}\s{1,8}changed=\d{1,5}\s{1,8}unreachable=\d{1,5}\s{1,8}"
+    r"failed=[1-9]",
+    # Compilers and linkers.
+    r"\bundefined reference to [`'\"]",
+    r"^\S{0,80}ld: cannot find -l\w",
+    r"^(?:\./)?\S{1,160}\.go:\d{1,7}:\d{1,7}: (?:undefined|cannot use|missing|too many|syntax error"
+    r"|no required module|declared and not used|invalid)",
+    r"^! (?:LaTeX Error: |Emergency stop\.|Undefined control sequence)",
+    r"^rake aborted!",
+    r"^Could not find gem '",
+    # Shells.
+    r"^\S{1,160}: line \d{1,7}: (?:\S{1,80}: unbound variable|syntax error)",
+    r"^(?:/\S{1,40}/)?(?:ba|da|z|k)?sh: (?:\d{1,6}: )?\S{1,80}: (?:command )?not found\s*$",
+    r"^(?:Hangup|Alarm clock|User defined signal [12])\s*$",
+    r"^\*\*\* (?:stack smashing|buffer overflow) detected \*\*\*",
+    r"^\S{0,80}python[\d.]{0,5}: (?:No module named|can't open file|can't find '__main__')",
+    # MPI, Slurm, systemd, supervisord, gunicorn, PM2, nodemon, Heroku, Spring, Kubernetes.
+    r"^mpirun noticed that process rank \d",
+    r"^srun: Job allocation \d{1,12} has been revoked",
+    r"\.(?:service|timer|socket|mount|scope): Start request repeated too quickly",
+    r"^\s{0,12}Active: failed \(Result: ",
+    r"\bentered FATAL state, too many start retries",
+    r"\(exit status [1-9]\d{0,2}; not expected\)",
+    r"\bReason: Worker failed to boot\.",
+    r"\bhad too many unstable restarts\b",
+    r"^\[nodemon\] app crashed\b",
+    r"\bState changed from \w{1,20} to crashed\b",
+    r"\b(?:Web|Application) server failed to start\.",
+    r"\bJob has reached the specified backoff limit\b",
+    r"^\S{1,120}\s{1,40}0/[1-9]\d{0,2}\s{1,40}(?:Error|CrashLoopBackOff|ImagePullBackOff|ErrImagePull"
+    r"|CreateContainerError|RunContainerError|Init:Error)\s",
+    # ssh, rsync, git, DNS, ping, gpg, accounts, disks, checksums.
+    r"^client_loop: send disconnect: ",
+    r"^Connection to \S{1,120} closed by remote host\.",
+    r"^rsync: (?:\[\w{1,20}\] )?connection unexpectedly closed",
+    r"^Automatic merge failed; ",
+    r"^;; connection timed out; no servers could be reached",
+    r"^\*\* server can't find \S{1,160}: (?-i:NXDOMAIN|SERVFAIL|REFUSED)",
+    r"\b100% packet loss\b",
+    r"^gpg: (?:decryption|signing|verification|keyserver receive) failed: ",
+    r"^(?:su|sudo|passwd|login): Authentication (?:failure|token manipulation error)",
+    r"^Login incorrect\s*$",
+    r"^useradd: user '\S{1,60}' already exists",
+    r"\bRUN fsck MANUALLY\b",
+    r"^\w{1,9}sum: WARNING: [1-9]\d{0,5} (?:computed checksums?|listed files?) ",
+    r"\bMissing X server or \$DISPLAY\b",
+    r"\bFAILED TO BIND TO PORT\b",
+    r"^adb: no devices/emulators found",
+    r"^\s{0,4}Volume group \"\S{1,80}\" not found",
+    # What ends a training: Lightning's check of its metric.
+    r"\bMonitored metric \S{1,60} = (?:nan|-?inf) is not finite\b",
+)
 # By the forms in which programs report failures, whatever failed: never shown as a known error.
 FAILURE = KnownError(
     "failure",
-    (*_OF_RUNTIMES, *_OF_TOOLS, *_OF_LOGS, *_OF_TESTS),
+    (*_OF_RUNTIMES, *_OF_TOOLS, *_OF_LOGS, *_OF_TESTS, *_OF_SERVICES),
     "",
     Fix(""),
     passes=True,
     # An exception's message may have any word.
     # So may what says that a program gave up, and a compiler's count.
     unless=rf"{HEALTHY}|^(?!(?:\w{{1,40}}\.){{0,8}}\w{{0,40}}(?-i:Error|Exception): "
-    r"|.{0,160}\bgiving up\b|\d{1,5} warnings? and [1-9]).{0,400}"
+    r"|.{0,160}(?:\bgiving up\b|entered FATAL state|; not expected\)|backoff limit|unreachable=\d"
+    r"|(?:Process completed|terminated) with exit code|WARNING: \d)"
+    r"|\d{1,5} warnings? and [1-9]).{0,400}"
     r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr(?!ies\W{1,4}0\b)|\bwarn|falling back"
     r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)"
     # TensorFlow and JAX start with it, and go on.
-    r"|Unable to register cu\w{2,6} factory|already (?:been )?registered)",
+    r"|Unable to register cu\w{2,6} factory|already (?:been )?registered"
+    # What systems without a fault say: needrestart, motd, firmware, desktops, a package's script,
+    # conda.
+    r"|processor microcode upgrades|changelogs\.ubuntu\.com|\bACPI (?:BIOS )?Error\b"
+    r"|^JS ERROR: |Failed to set mode: |working profile|portal window|GLib-\w{0,8}-?CRITICAL"
+    r"|deb-systemd-invoke|read envs : none)",
 )
 
 # An exception that no known error explains, in the form in which Python ends a process; those that
@@ -283,58 +360,68 @@ OWN_EXCEPTION = KnownError(
 # What is searched for besides the known errors, and is none of them.
 BY_FORM = (FAILURE, OWN_EXCEPTION)
 
-_UNDONE_THINGS = (
-    r"(?:arguments?|options?|commands?|subcommands?|flags?|parameters?|values?|formats?|types?"
-    r"|headers?|tokens?|keys?|names?|users?|hosts?|syntax|characters?|magic|checksums?|signatures?"
-    r"|devices?|targets?|paths?|files?|inputs?|data|configurations?|config|versions?|licen[cs]es?"
-    r"|credentials?|passwords?|addresses|address|numbers?|sizes?|shapes?|modules?|packages?|plugins?"
-    r"|memory|space|permissions?|operations?|states?|responses?|requests?|identifiers?|symbols?)"
+# A program's name before what it says, but one that tidies up, or a word that is none.
+_PROGRAM = (
+    r"(?:(?!(?:rm|rmdir|mkdir|ln|kill|find|du|grep|debconf|mesg|xauth|ldconfig|locale|hyp|ref|note"
+    r"|out|output|message|reason|img_\d+\.jpg)\b)[a-z][\w./-]{1,60}: )"
 )
-_LOST = (
-    r"(?:failed|crashed|aborted|timed out|rejected|refused|denied|killed|terminated|interrupted"
-    r"|corrupt(?:ed)?|lost|stuck|expired)"
+_NOUNS = (
+    r"(?:arguments?|options?|commands?|subcommands?|flags?|parameters?|formats?|headers?|syntax"
+    r"|magic|checksums?|signatures?|configurations?|licen[cs]es?|credentials?|passwords?|addresses"
+    r"|address|files?|data|input|response|operation|state|end of \w{1,20})"
 )
-# How the last lines of a program that failed say so, in plain words and without a level. Within a
+_PARTS = (
+    r"(?:stage|step|job|task|build|phase|worker|node|shard|chunk|part|batch|upload|download|startup"
+    r"|start-?up|initiali[sz]ation|setup|connection|backup|restore|migration|deployment|deploy"
+    r"|export|import|validation|verification|conversion|compilation|training|test|suite|check"
+    r"|checks|pipeline|request|command|operation|transfer|transaction|installation|update|upgrade"
+    r"|license|session|process|program|server|client)"
+)
+_LOST = r"(?:failed|crashed|aborted|rejected|refused|interrupted|(?:died|exited) unexpectedly)"
+_NUMBER = r"[\w.:/#-]{0,40}\d[\w.:/#-]{0,40}"
+# How the last line of a program that failed says so, in plain words and without a level. Within a
 # log the same words are often of something that goes on.
 ENDING = KnownError(
     "ending",
     (
-        # `terminated: ...`, `zorp: aborted`.
-        rf"^(?:\S{{1,80}}: )?(?:{_LOST}|abort|aborting|bailing out|giving up)"
-        rf"(?:: \S|[.!]{{0,3}}\s*$| (?:by|with|at|after|because|due)\b)",
-        # `stage 2 failed`, `the job was aborted by the server`.
-        rf"^.{{1,160}}\b{_LOST}(?:[.!]{{0,3}}\s*$|: \S|[,;]? (?:with|after|at|by|on|in"
-        r"|because|due|during|while|since|from|to)\b)",
-        r"^.{0,160}[,;.:-] (?:aborting|bailing out|giving up)[.!]{0,3}\s*$",
-        r"\b(?:cannot|can't|could not|couldn't|unable to|failed to|was not able to) \w",
-        r"\b(?:is|are|was|were)(?: not|n't) (?:found|installed|running|available|recogni[sz]ed|set"
-        r"|defined|enabled|valid|a valid|reachable|responding|permitted|ready|a directory|a file)"
-        r"\b",
-        r"\b(?:does|do|did)(?: not|n't) (?:exist|match|respond|start|finish|answer|return)\b",
-        rf"\b(?:invalid|unrecogni[sz]ed|unknown|illegal|unsupported|unexpected|missing|bad|malformed"
-        rf"|no such|not enough|insufficient|wrong|ambiguous|duplicate)"
-        rf" (?:[\w'\"-]{{1,40}}\x20){{0,2}}{_UNDONE_THINGS}\b",
-        r"\b(?:permission denied|access denied|unauthorized|forbidden|unreachable|not found"
-        r"|mismatch|out of (?:memory|space|range|bounds|disk)|deadlock|overflow"
-        r"|connection (?:lost|reset|refused)|no route to host|no space left|must be \w"
-        r"|expected .{1,80} (?:but |, )?got)\b",
+        # `zorp: cannot connect to broker`.
+        rf"^{_PROGRAM}{{1,2}}(?:cannot|can't|could not|couldn't|unable to|failed to) [a-z]",
+        rf"^{_PROGRAM}{{0,2}}(?:invalid|unrecogni[sz]ed|unknown|unsupported|unexpected|malformed"
+        rf"|corrupt(?:ed)?|no|no such|not enough|wrong|ambiguous|duplicate)"
+        rf" (?:[\w'\"-]{{1,30}}\x20){{0,2}}{_NOUNS}\b",
+        # `terminated: lease lost`, `rejected by server`.
+        r"^(?:terminated|aborted|abort|aborting|rejected|refused|crashed): [a-z]",
+        r"^(?:aborted|rejected|refused|denied) by [a-z]",
+        # `stage 2 failed`, `upload rejected by server`.
+        rf"^{_PROGRAM}?(?:[a-z][\w-]{{1,30}} ){{0,3}}{_PARTS}"
+        rf"(?: (?:of|to|from|for|part|{_NUMBER})){{0,4}}"
+        rf" (?:was |has |is )?{_LOST}(?:[.!]{{0,3}}$|: [a-z]|\x20\()",
+        rf"^{_PROGRAM}?(?:[a-z][\w-]{{1,30}} ){{0,2}}(?:to|for) [\w.:/#-]{{1,60}} (?:was )?"
+        rf"{_LOST}[.!]{{0,3}}$",
+        rf"^(?!\d).{{1,160}}\b{_LOST} (?:by|because|due to) \w.{{0,80}}$",
+        r"^.{1,160}[,;:-] (?:aborting|bailing out|giving up|quitting)[.!]{0,3}$",
+        rf"^{_PROGRAM}?connection (?:to [\w.:/-]{{1,80}} )?(?:was )?"
+        r"(?:lost|refused|reset|timed out)\b",
+        rf"^{_PROGRAM}?{_PARTS}(?: [\w.:/#-]{{1,40}})? timed out\b",
+        rf"^{_PROGRAM}?(?:checksum|hash|digest|signature|size|version) mismatch\b",
+        rf"^{_PROGRAM}?[\w./-]{{1,80}} (?:is|are) not (?:a valid|a|an) [a-z]",
+        rf"^{_PROGRAM}?expected \S.{{0,80}} (?:but |, )?got \S",
+        rf"^{_PROGRAM}(?:no space left|permission denied|access denied|no route to host"
+        r"|out of memory|broken pipe|connection reset by peer|not found|device busy|disk full)\b",
     ),
     "",
     Fix(""),
     passes=True,
-    unless=rf"{HEALTHY}|\b(?:if|when|whenever|unless|otherwise|in case|should|may|might|will|would"
-    r"|ignor\w{0,4}|skip\w{0,4}|warn\w{0,4}|retry\w{0,4}|fall\w{0,3} ?back|using|defaults?"
-    r"|instead|optional\w{0,2}|continu\w{0,4}|disabl\w{0,3}|passed|succe\w{0,10}|done|finished"
-    r"|complete[ds]?|info|debug|notice|note|trace|we|you|your|i|my"
-    r"|by (?:the )?user|telemetry|locally|cached?|downloading|fetching|pulling|creating|trying"
-    r"|proceeding|moving on|unable to register|removed|could not find tensorrt)\b"
-    # What tidies up finds nothing to do there, a search names what it may not read.
-    r"|^(?:\S{0,80}/)?(?:rm|rmdir|mkdir|ln|kill|find|du|grep|debconf): "
-    # A paragraph of a text.
-    r"|[a-z)]\.\x20[A-Z][a-z]{0,20}\x20[a-z]{1,20}\x20[a-z]|tainting kernel|^\W{0,2}[WID]\d{4} "
-    r"|\b(?:no|0|never|without|none|zero|any) (?:\w{1,20} ){0,2}(?:failed|failures?|errors?"
-    r"|problems?|issues?|mismatch|out of|lost|timed out|rejected|refused|denied|killed|crashed"
-    r"|aborted)|\b(?:failed|lost|denied|rejected|killed|aborted|missing|mismatch\w{0,2})"
-    r"\W{1,3}(?:0|none|no)\b"
-    r"|\?(?:\s|$)|^\s*(?:#|//|\*|-|\d{1,2}[.)]\x20|\|)",
+    unless=rf"{HEALTHY}|(?<![\w-])(?:if|when|whenever|unless|otherwise|in case|should|may|might"
+    r"|will(?! not)|would|ignor\w{1,4}|skip\w{1,4}|warn\w{0,4}|retrying|fall\w{0,3} ?back"
+    r"|default to|using (?:the )?defaults?|instead|optional\w{0,2}|continu\w{1,4}"
+    r"|disabl\w{1,3}|passed|succe\w{1,10}|by (?:the )?user|telemetry|downloading|fetching|pulling|creating|writing"
+    r"|building|trying|proceeding|moving on|next attempt|filter\w{0,3}|no job control"
+    r"|unable to register)(?![\w-])"
+    # A paragraph of a text, a heading, a list, code.
+    r"|[a-z)]\.\x20[A-Z][a-z]{0,20}\x20[a-z]{1,20}\x20[a-z]|^\s*(?:#|//|\*|-|\d{1,2}[.)]\x20|\|)"
+    r"|[;{}]\s*$|tainting kernel"
+    # A count of what is not there, or a setting.
+    r"|\b(?:no|0|never|without|none|zero|any) (?:\w{1,20} ){0,2}(?:failed|failures?|errors?|lost"
+    r"|problems?|issues?|rejected|refused|denied|killed|crashed|aborted)\b|: -?[\d.]{1,20}\s*$",
 )

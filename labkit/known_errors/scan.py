@@ -20,10 +20,15 @@ from labkit.text import strip_ansi
 LONGEST_TRACEBACK = 200
 
 Found = Sequence[tuple[str, ErrorPlace]]
-# The end of a program's own words: so many lines, those left out in which a shell waits, or those
-# above the usage that a program prints.
-LAST_LINES = 4
-LINES_QUOTED = 40
+# The end of a program's own words is its last line, but for those in which a shell waits, and the
+# usage that a program prints below.
+LINES_QUOTED, LONGEST_ENDING = 40, 400
+# A record of a system's log, or a message of one of many programs: another one follows.
+_RECORD = re.compile(
+    r"\s*(?:<\d{1,3}>)?(?:[A-Z][a-z]{2} {1,2}\d{1,2} \d\d:\d\d:\d\d |\[ {0,6}\d{1,9}\.\d{1,9}\]"
+    r"|\d{4}-\d\d-\d\dT\S{8,40} \S{1,80} \S{1,80}\[?\d{0,9}\]?: )"
+    r"|\s*\S{1,80}\[\d{1,9}\]: "
+)
 _PROMPT = re.compile(r"[\w.@~/:()\[\]\x20-]{0,80}[$#%>❯]\s*(?:exit|logout)?\s*")
 _USAGE = re.compile(r"\s*usage\b", re.IGNORECASE)
 _GOES_ON = re.compile(r"[^\s-].*[^:\s]\s*$")
@@ -65,7 +70,7 @@ class Scan:
         self.add(lines, found, partial(read_facts, block), block.list_outcomes)
 
     def find_ending(self) -> ErrorPlace | None:
-        """The last line, of the last few ones, that says in plain words that the program failed."""
+        """The last line, if it says in plain words that the program failed."""
         numbers, lines = self._last
         said = [
             place
@@ -76,13 +81,15 @@ class Scan:
         usage = next((place for place in said if _USAGE.match(lines[place])), None)
         if usage is not None and not any(_GOES_ON.match(lines[at]) for at in said if at > usage):
             said = [place for place in said if place < usage]
-        if not said:
+        if not said or len(lines[said[-1]]) > LONGEST_ENDING:
+            return None
+        if _RECORD.match(strip_ansi(lines[said[-1]])):
             return None
         # What is above may show that somebody only quotes it.
         part = slice(max(0, said[-1] - LINES_QUOTED), said[-1] + 1)
         block = LogBlock(NumberedLines(numbers[part], lines[part]))
         for _, place in find_errors(block, _index_endings(), frozenset()):
-            if place.last >= numbers[said[-LAST_LINES:][0]] and not place.reported:
+            if place.last == numbers[said[-1]] and not place.reported:
                 return place._replace(number=place.last, line=place.last_line)
         return None
 
