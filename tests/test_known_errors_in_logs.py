@@ -888,6 +888,7 @@ def test_the_name_of_a_test_that_passed_is_no_error(line, found):
 
 
 FULL = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"
+TRACEBACK = 'Traceback (most recent call last):\n  File "/home/u/train.py", line 4, in <module>\n'
 WENT_ON = {
     "Ultralytics": (
         f"{FULL}\nWARNING Reducing to batch=32 and retrying (1/3).\n"
@@ -903,6 +904,17 @@ WENT_ON = {
     "accelerate": f"{FULL}\nDecreasing batch size to: 64.\n{{'train_runtime': 812.3, 'epoch': 3}}",
     "a bar": f"{FULL}\nbatch size is now 64\nRunning: 100%|#######| 4000/4000 [10:00<00:00]",
     "Lightning": f"{FULL}\nTrying batch size 16\n`Trainer.fit` stopped: `max_epochs=3` reached.",
+    "a run's last word": f"{FULL}\nOOM at batch 64, trying 32\n[10:20:00] finished successfully",
+    "an emptied cache": f"step 12 ok\n{FULL}\nemptying cache and retrying\nstep 13 ok\nDone.",
+    "an exit code": (
+        "WARNING: caught CUDA out of memory. Tried to allocate 2.00 GiB; retry with batch 8\n"
+        "Process finished with exit code 0"
+    ),
+    "a loop": f"Trying batch size 32\n  {FULL}\nTrying batch size 16\n  fits\njob completed",
+    "a scheduler": f"{FULL}\nbatch 64 -> 32\nslurm: State: COMPLETED (exit code 0)",
+    "an accuracy": f"{FULL}\nbatch size reduced to 4\nTest accuracy: 93.1%",
+    "a record": f"{FULL}\ncontinuing with half the batch\nwandb: Run finished: success",
+    "a file": f"{FULL}\nclearing the cache\nModel saved to out/model.pt",
 }
 
 
@@ -916,6 +928,23 @@ def test_a_full_memory_after_which_the_program_ends_well_has_passed(log):
 def test_a_full_memory_after_the_last_retry_has_not_passed():
     log = f"{WENT_ON['accelerate']}\n{FULL}"
     assert explain_text(log).first.error.name == "gpu-memory-full"
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Done.",
+        "Job finished at Mon Mar  2 10:00:00",
+        "Job completed with exit code 1",
+        "The job did not finish successfully",
+        "Cleanup completed successfully",
+        "Shutdown finished successfully",
+        "exit code: 0x1",
+        "Memory snapshot saved to oom.pickle",
+    ],
+)
+def test_a_full_memory_that_nobody_retried_has_not_passed(end):
+    assert explain_text(f"{TRACEBACK}{FULL}\n{end}").first.error.name == "gpu-memory-full"
 
 
 GUARDS = """\

@@ -308,14 +308,24 @@ WARNING = re.compile(r"(?<!NCCL )\bWARN(?:ING)?\b|\b\w{0,30}Warning: ")
 # Within the lines up to the text: a program that says it will try again.
 RETRY = re.compile(
     r"Retrying \(Retry\(total=|\bretry(?:ing)? in \d|\bwill (?:be )?retr|\bretrying\b"
-    r"|\battempt \d+ ?(?:of|/) ?\d+",
+    r"|\battempt \d+ ?(?:of|/) ?\d+|\btrying (?:with )?(?:an? )?(?:micro.?)?(?:batch|bs)\b"
+    # Python's own "Caught RuntimeError in replica 0" raises the error again.
+    r"|\bcaught\W{1,3}(?:an? |the )?(?:[\w.]{1,80}\W{1,3})?$",
     re.IGNORECASE,
 )
+_CACHE = r"(?:the |gpu |cuda |torch )?(?:cache|memory|vram)"
 # After the text, on its line too: the program repeats the step with less, or leaves it out.
 RETRY_BELOW = re.compile(
-    r"\bretrying\b|\b(?:trying|try) (?:again|with (?:a )?(?:smaller|lower|batch|tiled|fewer))"
-    r"|\btrying batch|\bbatch.size is now \d"
-    r"|\b(?:reduc|lower|halv|decreas|determin|detect)(?:ing|ed) (?:the )?(?:\w{1,12} )?batch"
+    r"\bretrying\b|\bretry with (?:an? |the )?(?:smaller|lower|less|fewer|half|batch|bs|\d)"
+    r"|\b(?:trying|try) (?:again|with (?:a )?(?:smaller|lower|batch|tiled|fewer))"
+    r"|\btrying (?:(?:micro.?)?batch|bs\b|\d)|\bbatch.size (?:is )?(?:now|set to) \d"
+    r"|\b(?:reduc|lower|halv|decreas|shrink|determin|detect)(?:ing|ed)"
+    r" (?:the )?(?:\w{1,12} )?(?:batch|bs\b)"
+    r"|\b(?:batch|bs)(?:.size)? (?:is |was )?(?:reduced|lowered|halved|decreased)\b"
+    r"|\b(?:batch|bs)(?:.size)?\W{1,3}(?:from )?\d{1,6} {0,2}(?:->|=>|\u2192|to) {0,2}\d"
+    rf"|\b(?:empty|clear|free|flush|releas|purg)(?:ing|ed) {_CACHE}"
+    r"|\b(?:using|switching to) (?:an? )?(?:smaller |lower )?(?:(?:micro.?)?batch|tile)"
+    r"|\bcontinuing (?:with|without|after|to)\b"
     r"|\bto recover from (?:the )?(?:OOM|out.of.memory)"
     r"|\bskipping (?:this |the )?(?:batch|sample|step)|\bfalling back to\b",
     re.IGNORECASE,
@@ -327,7 +337,16 @@ PROGRESS_WORDS = frozenset(
     b" pulled available retries version distribution fetch install total giving ready healthy alive"
     b" reachable 200 201 204 ok connected established accepting listening registered synced joined"
     b" loaded initialized request get built loss executed training determined completed fit 100"
-    b" runtime".split()
+    b" runtime successfully success code exit status rc written exported accuracy acc score".split()
+)
+# A program that ends well, where no word before says that it does not, or that only its end did.
+_NOT_WELL = (
+    r"(?!.{0,200}(?:\bnot\b|n't\b|\bnever\b|\bif\b|\bwhen\b|\buntil\b|\bfail|\berror"
+    r"|\bclean.?up\b|\bshut.?down\b|\btear.?down\b|\b(?:exit|return)\w{0,2}.{0,9} [1-9]))"
+)
+_RUN = (
+    r"(?:runs?|jobs?|tasks?|process(?:es)?|program|script|command|training|experiment|pipeline"
+    r"|evaluation|inference|generation|benchmark|workflow)"
 )
 # In lower case: the step went on after a retry.
 PROGRESS = re.compile(
@@ -353,11 +372,23 @@ PROGRESS = re.compile(
     r"|\bdone training in \d|train_runtime['\": ]{1,4}\d|\bfit`? stopped: .?max_\w+"
     r"|\bprompt executed in \d|\btraining (?:finished|completed?|done)\b"
     r"|\breconnected\b|\brecovered\b|\bcontainer \S+ +(?:started|healthy)|\bdone in \d"
+    rf"|^{_NOT_WELL}.{{0,200}}\b(?:finished|completed?|ended|exited|done) (?:with )?success(?:fully)?\b"
+    rf"|^{_NOT_WELL}.{{0,200}}\bsuccessfully (?:finished|completed|trained|ended|exited)\b"
+    r"|\brun finished: success|\bprocess finished with exit code 0\b"
+    rf"|^{_NOT_WELL}.{{0,200}}\ball (?:\w{{1,20}} )?{_RUN} (?:have )?(?:succeeded|completed|finished)\b"
 )
-# In lower case: a step of a training is done.
+# In lower case: a step of a training is done, or something else that need not be the same program.
 STEPS = re.compile(
     r"\bepoch \d+|\b100%\||'loss': \d|\b(?:step|iter\w*|batch)\W{0,3}\d.{0,60}\bloss\W{0,3}\d"
     r"|\b(?:step|iter\w*|batch) ?\d{1,9}\W{1,5}(?:done|ok|completed?|finished)\b"
+    r"|(?:^|[\]:|>-] ?|\binfo )(?:all )?(?:done|finished|completed?)[.!]{0,3}\s{0,9}$|^\[done\]"
+    rf"|^{_NOT_WELL}.{{0,120}}\b{_RUN} (?:\S{{1,40}} )?(?:is |has )?(?:completed|succeeded|done)\b"
+    r"|\bexit(?:ed)? ?(?:with )?(?:code|status)\W{1,3}0(?::0)?(?![.x:\d])"
+    r"|\brc\W{0,3}0(?![.x:\d])"
+    r"|\b(?:model|checkpoint|weights|adapter|results?|outputs?|images?|videos?)"
+    r" (?:\w{2,10} )?(?:saved|written|exported)\b"
+    r"|\b(?:test|val(?:idation)?|eval(?:uation)?|final|best)[ _](?:\w{1,12}[ _])?"
+    r"(?:accuracy|acc|loss|score)\W{1,3}\d"
 )
 # In lower case: the program gave up.
 FINAL = re.compile(
