@@ -344,7 +344,7 @@ def test_a_line_that_resembles_a_failure_is_healthy(line):
 @pytest.mark.parametrize("line", [FAILURES[0], "ERROR:__main__:no config", "ERROR | step failed"])
 def test_an_unknown_failure_says_what_to_collect(line, tmp_path, capsys):
     path = tmp_path / "log"
-    path.write_text(f"{line}\n")
+    path.write_text(f"using CUDA 12.8\n{line}\n")
     assert main(["doctor", "--explain", str(path)]) == 1
     assert "collect: labkit doctor" in capsys.readouterr().out
 

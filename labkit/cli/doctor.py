@@ -164,15 +164,25 @@ def list_remarks(explanation: Explanation) -> list[str]:
         return []
     if explanation.is_known_by_form:
         name = explanation.found[0].error.name
+        shown = {each.line_number for each in explanation.found}
+        message = explanation.message
         return [
             f"{name} is known by its form alone: the text's own words say more than the doctor",
-            advise_unknown(explanation.context),
+            *(
+                [f"line {message.number}: {message.line}"]
+                if message and message.number not in shown
+                else []
+            ),
+            advise_unknown(explanation.context, explanation.message),
         ]
     if failure := explanation.failure:
+        said = explanation.message
+        line = said.line if said else failure.line
         return [
             "the doctor does not know the error in this text",
-            f"line {failure.line_number}: {failure.line}",
-            advise_unknown(explanation.context),
+            f"line {said.number if said else failure.line_number}: {line}",
+            *([f"at: {said.where}"] if said and said.where and said.where not in line else []),
+            advise_unknown(explanation.context, said),
         ]
     if explanation.found or explanation.has_failed:
         return []

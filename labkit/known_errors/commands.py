@@ -220,7 +220,9 @@ class LogHost:
         least, most = "cu128" if self.blackwell else "cu118", "cu132"
         if self.driver:
             most = next(build for branch, build in _MOST_BUILDS if self.driver >= branch)
-        fitting = [each for each in builds or _BUILDS[9] if least <= each <= most]
+        # The index cu118 has older releases of torch alone, which pip takes.
+        newest = (*_BUILDS[9], "cu118")
+        fitting = [each for each in builds or newest if least <= each <= most]
         return asked if asked in fitting or not fitting else fitting[0]
 
     def _prefer_own(self, fix: str) -> str:

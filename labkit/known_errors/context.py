@@ -21,6 +21,7 @@ from labkit.host.gpu import (
 from labkit.host.packages import FIRST_BRANCHES, is_dropped
 from labkit.host.torch_builds import NEEDS
 from labkit.known_errors.commands import STARTERS, LogHost, System
+from labkit.known_errors.message import Message
 from labkit.known_errors.pythons import (
     ROCM_BUILDS,
     SOURCES,
@@ -51,6 +52,9 @@ _TOGETHER = {
     "wsl-gpus": ({"wsl", "several-gpus"}, set[str]()),
     "wsl-gpus-vllm": ({"wsl", "several-gpus", "vllm"}, set[str]()),
     "desktop-wsl": ({"desktop", "wsl"}, set[str]()),
+    "cuda11-driver-wsl": ({"cuda11-driver", "wsl"}, set[str]()),
+    "smi-works-outside": ({"smi-works", "docker-there"}, {"lxc", "wsl"}),
+    "driver-cuda-build": ({"driver-there", "cuda-build"}, {"rocm", "mac"}),
     "rocm-wsl": ({"rocm", "wsl"}, set[str]()),
     "wsl-itself": ({"wsl"}, {"container"}),
     "legacy-debian": ({"legacy", "debian"}, set[str]()),
@@ -257,6 +261,8 @@ class Context:
         facts = {
             "driver-there": bool(driver),
             "old-branch": 0 < driver < OLDEST_KEPT,
+            "driver-ancient": 0 < driver < OLDEST_RUN,
+            "cuda11-driver": 0 < driver < FIRST_BRANCHES[(12, 0)],
             "cuda12-driver": 0 < driver < NEEDS["cu130"].driver,
             "cuda-build": build not in ("", "cpu"),
             f"torch-{build}": bool(build),
@@ -529,6 +535,13 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
     return "of-others" if others > capacity / 2 else "in-use"
 
 
+def judge_idle(values: Mapping[str, str]) -> str | None:
+    """``idle-covers`` if what PyTorch holds unused is as much as was ``asked`` for."""
+    sizes = {name: size for name in values if (size := _read_size(values[name])) is not None}
+    idle = sizes.get("idle", sizes.get("reserved", 0) - sizes.get("allocated", 0))
+    return "idle-covers" if 0 < sizes.get("asked", 0) <= idle else None
+
+
 def _read_size(text: str) -> float | None:
     """GiB of a size with its unit; None if it is none."""
     number, _, unit = text.partition(" ")
@@ -539,29 +552,76 @@ def _read_size(text: str) -> float | None:
 
 
 # Whom to ask about a text that no known error explains: the first sign that the text shows decides.
-ADDRESSES = {
+# A program's own:
+PROGRAMS = {
     "vllm": "github.com/vllm-project/vllm/issues",
+    "sglang": "github.com/sgl-project/sglang/issues",
     "comfyui": "github.com/comfyanonymous/ComfyUI/issues",
     "ollama": "github.com/ollama/ollama/issues",
+    "llamacpp": "github.com/ggml-org/llama.cpp/issues",
+    "deepspeed": "github.com/deepspeedai/DeepSpeed/issues",
+    "unsloth": "github.com/unslothai/unsloth/issues",
+}
+# Of a machine or library, where the text also names a GPU, and its failure is not of a program in
+# a language of its own.
+ADDRESSES = {
     "jetson": "forums.developer.nvidia.com (Jetson)",
     "rocm": "github.com/ROCm/ROCm/issues",
     "k8s": "github.com/NVIDIA/gpu-operator/issues",
     "wsl": "github.com/microsoft/WSL/issues",
     "container": "github.com/NVIDIA/nvidia-container-toolkit/issues",
+    "jax": "github.com/jax-ml/jax/issues",
+    "onnxruntime": "github.com/microsoft/onnxruntime/issues",
+    "names-torch": "discuss.pytorch.org",
+    "names-gpu": "forums.developer.nvidia.com",
 }
+OWN_TRACKER = (
+    "where the program or library that the message names keeps its issues (its own tracker), with"
+    " this message, the lines around it and the versions"
+)
+# What shows more of a failure, by its language.
+_MORE = {
+    "rust": "RUST_BACKTRACE=1 <the command> (the stack)",
+    "go": "GOTRACEBACK=all <the command> (all stacks)",
+    "node": "node --version, npm ls (the versions)",
+    "java": "the whole stack with each Caused by",
+    "build": "the command that failed, with its output (make V=1, ninja -v, cmake --build . -v)",
+    "c": "gdb -batch -ex run -ex bt --args <the command> (the stack)",
+    "shell": "bash -x <the script> (each command)",
+}
+# Failures of these are of PyTorch, CUDA or the driver only where their own message names it.
+_OWN_LANGUAGES = ("rust", "go", "node", "ruby", "java", "dotnet", "build", "c", "shell")
+_PLACE_OF_LOG = re.compile(r"\S{0,200}\.(?:cc?|cpp|cxx|cuh?|h|hpp|rs|go|[jt]s):\d+")
+_OF_GPU = re.compile(
+    r"cu(?:da|blas|dnn|fft|solver|sparse)|\bnv(?:cc|ml|idia|rm|rtc)|nccl|torch|aten|\bgpus?\b"
+    r"|\brocm|\bhip\w",
+    re.IGNORECASE,
+)
 
 
-def advise_unknown(context: Context) -> str:
-    """What to collect and where to ask about a text without a known error, one line each."""
-    signs = context.signs
-    address = next((ADDRESSES[name] for name in ADDRESSES if name in signs), "discuss.pytorch.org")
-    collect = "kubectl describe pod <the pod>, " if "k8s" in signs else ""
-    return (
-        f"collect: {collect}labkit doctor, labkit devices --report, sudo dmesg | grep -i nvrm, and"
-        " the whole log from the program's start: the first error is usually the cause\n"
-        f"ask: {address}"
+def advise_unknown(context: Context, message: Message | None = None) -> str:
+    """What to collect and where to ask about a text without a known error, one line each.
+
+    ``message`` is what the failure says: its language decides before the machine's signs.
+    """
+    signs, language = context.signs, message.language if message else None
+    said = _PLACE_OF_LOG.sub("", message.line) if message else ""
+    is_own = language in _OWN_LANGUAGES and not _OF_GPU.search(said)
+    names_gpu = {"names-gpu", "names-torch", "rocm"} & signs or {"card", "driver"} & set(
+        context.values
     )
+    has_gpu = bool(names_gpu) and not is_own
+    known = {**PROGRAMS, **(ADDRESSES if has_gpu else {})}
+    address = next((known[name] for name in known if name in signs), OWN_TRACKER)
+    gpu = ["labkit doctor, labkit devices --report, sudo dmesg | grep -i nvrm"] if has_gpu else []
+    pod = ["kubectl describe pod <the pod>"] if "k8s" in signs else []
+    more = [_MORE[language]] if language in _MORE else []
+    collect = ", ".join([*pod, *gpu, *more])
+    start = "the whole log from the program's start: the first error is usually the cause"
+    return f"collect: {collect}{', and ' if collect else ''}{start}\nask: {address}"
 
 
+# The oldest branch of the driver that any build of today's torch runs with.
+OLDEST_RUN = 450
 # Older branches of the driver are no longer changed for new kernels.
 OLDEST_KEPT = 535

@@ -16,12 +16,14 @@ from labkit.known_errors.context import (
     Context,
     compare_versions,
     correct_host,
+    judge_idle,
     judge_memory,
     name_driver,
     suit_python,
 )
 from labkit.known_errors.failures import BY_FORM, FAILURE, OWN_EXCEPTION
 from labkit.known_errors.mention import WARNING
+from labkit.known_errors.message import Message, Surroundings
 from labkit.known_errors.model import CERTAINTIES, KnownError
 from labkit.known_errors.parallel import count_workers, read_parallel
 from labkit.known_errors.read import decode_blocks, read_pieces
@@ -99,6 +101,7 @@ class Explanation:
     a known error it tells a text with an unknown error from a healthy log. ``passed`` are errors
     after which the log goes on; ``has_failed`` is true if something failed, even if it passed.
     ``is_cause_unknown``: what was found only follows from ``failure``, an exception of one rank.
+    ``message`` is what the failure says, on its line or near it, None where there is none.
     """
 
     found: tuple[Match, ...] = ()
@@ -107,6 +110,7 @@ class Explanation:
     passed: tuple[Match, ...] = ()
     has_failed: bool = False
     is_cause_unknown: bool = False
+    message: Message | None = None
 
     @property
     def first(self) -> Match | None:
@@ -135,12 +139,21 @@ class Explanation:
         distribution = self.context.choose_distribution(distribution)
         return {
             "found": [each.describe(distribution) for each in self.found],
-            "unexplained": None
-            if self.first or not self.failure
-            else {"line_number": self.failure.line_number, "line": self.failure.line},
+            "unexplained": None if self.first else self._describe_failure(),
             "passed": [each.describe(distribution) for each in self.passed],
             "read_from_text": {**self.context.values, "signs": sorted(self.context.signs)},
         }
+
+    def _describe_failure(self) -> dict[str, object] | None:
+        if self.message:
+            said: dict[str, object] = {
+                "line_number": self.message.number,
+                "line": self.message.line,
+            }
+            return {**said, "where": self.message.where} if self.message.where else said
+        if self.failure is None:
+            return None
+        return {"line_number": self.failure.line_number, "line": self.failure.line}
 
 
 def explain_text(
@@ -156,9 +169,10 @@ def explain_text(
     """
     # With the last line's end, the whole text is one block.
     scan = Scan(known, Context(set(signs)))
-    for lines in repeat_ends(read_pieces([text + "\n"])):
+    around = Surroundings(lambda: _find_failure(scan))
+    for lines in around.watch(repeat_ends(read_pieces([text + "\n"]))):
         scan.read_lines(lines)
-    return _rank_matches(scan, known)
+    return _rank_matches(scan, known, around)
 
 
 def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
@@ -168,12 +182,21 @@ def explain_file(file: BinaryIO, workers: int | None = None) -> Explanation:
     After the first megabyte, facts of the machine are read only near errors.
     """
     scan = Scan(KNOWN_ERRORS, Context())
-    blocks = repeat_ends(read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))))
+    workers = workers or count_workers()
+    # Of the blocks that processes read, the first one's answer comes last.
+    around = Surroundings(lambda: _find_failure(scan), workers + 2)
+    pieces = read_pieces(decode_blocks(iter(lambda: file.read(BLOCK_BYTES), b"")))
+    blocks = around.watch(repeat_ends(pieces))
     for lines in islice(blocks, BLOCKS_ALONE):
         scan.read_lines(lines)
     if following := next(blocks, None):
-        read_parallel(scan, chain([following], blocks), workers or count_workers())
-    return _rank_matches(scan, KNOWN_ERRORS)
+        read_parallel(scan, chain([following], blocks), workers)
+    return _rank_matches(scan, KNOWN_ERRORS, around)
+
+
+def _find_failure(scan: Scan) -> int | None:
+    failure = scan.places.get(FAILURE)
+    return failure and failure.number
 
 
 # Errors whose fixes help only where there is a GPU.
@@ -230,7 +253,7 @@ def _format_match(found: Match, distribution: Distribution, remark: str = "") ->
     return "\n".join(lines)
 
 
-def _rank_matches(scan: Scan, known: Sequence[KnownError]) -> Explanation:
+def _rank_matches(scan: Scan, known: Sequence[KnownError], around: Surroundings) -> Explanation:
     failed = scan.places.get(FAILURE)
     # One that came again did not pass.
     over = {error: scan.passed[error] for error in scan.passed if error not in scan.places}
@@ -248,6 +271,7 @@ def _rank_matches(scan: Scan, known: Sequence[KnownError]) -> Explanation:
         _list_matches(over, known, scan.context),
         failed is not None or FAILURE in scan.passed,
         own is not None,
+        None if own else around.find_message(),
     )
 
 
@@ -284,10 +308,13 @@ def _list_matches(
     for error, place in places.items():
         named = {f"{name}-{text}" if text else name for name, text in place.values.items()}
         named |= {name.replace(".", "-") for name in named}
-        reasons = (judge_memory(place.values), compare_versions(place.values))
+        sizes = place.values
+        reasons = (judge_memory(sizes), judge_idle(sizes), compare_versions(sizes))
         named |= {reason for reason in reasons if reason}
         if "free" in place.values and not _compute_share(place.values):
             named.add("nearly-full")
+        if float(_compute_share(place.values).get("share", 0)) >= NEARLY_FREE:
+            named.add("nearly-free")
         corrected = correct_host(place.values)
         if corrected:
             named.add("misspelled")
@@ -309,6 +336,10 @@ def _list_matches(
         cause = next(iter(causes.get(error.name, ())), None)
         found.append(Match(adapted, place.number, place.line, cause, context))
     return tuple(sorted(found, key=lambda each: _rank(each, causes, first_rank)))
+
+
+# With so much of a GPU's memory to ask for, nothing of note uses it.
+NEARLY_FREE = 0.93
 
 
 def _compute_share(values: Mapping[str, str]) -> Mapping[str, str]:
@@ -347,6 +378,7 @@ _ENDED = re.compile(
 )
 
 
+_OWN_NAME = re.compile(r"(?:[a-z_]\w{0,40}\.){1,6}[A-Z]\w{0,40}: \S")
 # Errors that say that a process was ended from outside, and what says that memory was the reason. A
 # launcher ends the other processes after the first one has failed.
 _KILLS = {"process-got-sigkill", "out-of-memory-killed"}
@@ -362,6 +394,23 @@ def _list_later_kills(
         for kill in kills
         if places[kill].number > place.end and not _FULL_MEMORY.search(places[kill].line)
     ]
+
+
+# What an exception says that only tells of another process' end.
+_OF_A_KILL = re.compile(
+    r"kill|signal|\bexit|-9\b|\b137\b|\bdied\b|terminat|CalledProcess|ChildFailed|memory"
+    r"|connection|timed? ?out|pipe",
+    re.IGNORECASE,
+)
+
+
+def _is_besides(error: ErrorPlace, kill: ErrorPlace) -> bool:
+    """Whether an exception below a kill, for which memory is no reason, has a cause of its own."""
+    if error.number < kill.number or _FULL_MEMORY.search(kill.line):
+        return False
+    if _OF_A_KILL.search(error.line):
+        return False
+    return bool(_ENDED.search(error.line) or _OWN_NAME.match(error.line))
 
 
 def _overlaps(here: ErrorPlace, there: ErrorPlace) -> bool:
@@ -392,6 +441,8 @@ def _leave_out_general(
 
     def is_part_of(error: KnownError, other: KnownError) -> bool:
         overlap = _overlaps(places[error], places[other])
+        if other.name in _KILLS and not overlap and _is_besides(places[error], places[other]):
+            return False
         is_cause = other.name in brought[error.name]
         if error.general in ("advice", "log") and other.general != error.general:
             return other.general != "log" and (overlap or not is_cause)

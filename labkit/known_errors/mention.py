@@ -372,10 +372,12 @@ PROGRESS = re.compile(
     r"|\bdone training in \d|train_runtime['\": ]{1,4}\d|\bfit`? stopped: .?max_\w+"
     r"|\bprompt executed in \d|\btraining (?:finished|completed?|done)\b"
     r"|\breconnected\b|\brecovered\b|\bcontainer \S+ +(?:started|healthy)|\bdone in \d"
-    rf"|^{_NOT_WELL}.{{0,200}}\b(?:finished|completed?|ended|exited|done) (?:with )?success(?:fully)?\b"
+    rf"|^{_NOT_WELL}.{{0,200}}\b(?:finished|completed?|ended|exited|done) "
+    r"(?:with )?success(?:fully)?\b"
     rf"|^{_NOT_WELL}.{{0,200}}\bsuccessfully (?:finished|completed|trained|ended|exited)\b"
     r"|\brun finished: success|\bprocess finished with exit code 0\b"
-    rf"|^{_NOT_WELL}.{{0,200}}\ball (?:\w{{1,20}} )?{_RUN} (?:have )?(?:succeeded|completed|finished)\b"
+    rf"|^{_NOT_WELL}.{{0,200}}\ball (?:\w{{1,20}} )?{_RUN} (?:have )?"
+    r"(?:succeeded|completed|finished)\b"
 )
 # In lower case: a step of a training is done, or something else that need not be the same program.
 STEPS = re.compile(

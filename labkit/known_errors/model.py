@@ -140,7 +140,18 @@ class KnownError:
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:
-    filled = re.sub(r"\{([a-z]+)\|([^}]*)\}", lambda found: values.get(found[1]) or found[2], text)
+    """The text with values; what is unknown and has no other name leaves no blank or brackets.
+
+    >>> _fill("the driver {driver|} is older ({what|})", {})
+    'the driver is older'
+    """
+
+    def write(found: re.Match[str]) -> str:
+        value = values.get(found["name"]) or found["other"]
+        return f"{found['blank']}{value}" if value else ""
+
+    text = re.sub(r" \(\{([a-z]+)\|\}\)", lambda it: it[0] if values.get(it[1]) else "", text)
+    filled = re.sub(r"(?P<blank> ?)\{(?P<name>[a-z]+)\|(?P<other>[^}]*)\}", write, text)
     return filled.replace("<the package>", values.get("package", "<the package>"))
 
 

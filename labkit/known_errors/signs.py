@@ -53,7 +53,7 @@ SIGNS = (
     _sign(
         "jetson",
         "jetson tegra l4t orin nvgpu jetpack xavier",
-        r"jetson|(?<!non-)tegra|\bl4t\b|nvgpu|jetpack",
+        r"jetson|(?<!non-)tegra|\bl4t\b|nvgpu|jetpack|\(orin\)|\bagx orin\b|\borin (?:nano|nx)\b",
     ),
     _sign(
         "windows",
@@ -82,6 +82,13 @@ SIGNS = (
         r"(?<![\w.:\\])/(?:usr/(?:lib|bin|local|share|include)|home/\w|etc/\w|root/|opt/\w)"
         r"|\bnvrm: |\bsystemd\[|kernel: ",
         "/usr/|/home/|/etc/|/root/|/opt/|nvrm: |systemd[|kernel: ",
+    ),
+    # Kernels of WSL 2 before 5.10.43 have no GPU.
+    _sign(
+        "wsl-old",
+        "microsoft",
+        r"\b(?:4\.\d{1,2}|5\.[0-9])\.\d{1,3}(?:\.\d{1,3})?-microsoft",
+        "-microsoft",
     ),
     # Before 21H2, Windows 10 gave no GPU to WSL 2.
     _sign(
@@ -157,7 +164,8 @@ SIGNS = (
     _sign(
         "cpu-build",
         "none cpu cpuonly mkl generic openblas",
-        r"\d\+cpu\b|version\.cuda\){0,2}\W{1,12}none\b|used to build pytorch: none|_cpu_\w{0,20}\d"
+        r"\d\+cpu\b|version\.cuda\){0,2}\W{1,12}(?:[\w.+]{1,20},? ){0,2}none\b"
+        r"|used to build pytorch: none|_cpu_\w{0,20}\d"
         r"|\bcpuonly\b|\bcpu_(?:mkl|generic|openblas)_?\w{0,20}\d",
         "+cpu|version.cuda|to build pytorch|_cpu_|cpuonly|cpu_mkl|cpu_generic|cpu_openblas",
     ),
@@ -289,6 +297,20 @@ SIGNS = (
         r"nvidia-linux-\w+-[\d.]+\.run|nvidia-installer",
         "nvidia-linux-|nvidia-installer",
     ),
+    # What the text is about, to ask the right people.
+    _sign(
+        "names-torch",
+        "torch pytorch torchvision torchrun",
+        r"\b(?:py)?torch(?:vision|run)?\b",
+    ),
+    _sign(
+        "names-gpu",
+        "nvidia cuda nvrm cudnn cublas nccl gpu gpus nvcc nvml",
+        # Not a file of a program's own.
+        r"nvidia|\b(?:cuda|nccl)(?!\w{0,40}\.(?:cc?|cpp|cxx|cuh?|h|hpp)\b)|\bnvrm\b|cudnn|cublas"
+        r"|\bgpus?\b|\bnvcc\b|\bnvml",
+        "nvidia|cuda|nvrm|cudnn|cublas|nccl|gpu|nvcc|nvml",
+    ),
     _sign("torchaudio", "torchaudio comfyui whisperx", r"torchaudio|comfyui|whisperx"),
     # The prefix of a service's lines in Compose.
     # Docker's Compose, by its command or a key of its file; with devices of its own kind.
@@ -327,7 +349,20 @@ SIGNS = (
         r"|\b(?:via|by|from|with|using|as a) snap\b",
     ),
     _sign("snap-docker", "snap", r"/snap/(?:bin/)?docker|snap\.docker|/var/snap/docker"),
-    _sign("desktop", "desktop", r"docker[ -]desktop|desktop-linux"),
+    # In WSL, a docker that is no service there is Docker Desktop's.
+    _sign(
+        "desktop",
+        "desktop unrecognized",
+        r"docker[ -]desktop|desktop-linux|docker: unrecognized service",
+        "docker desktop|docker-desktop|desktop-linux|unrecognized service",
+    ),
+    # nvidia-smi's table: its driver answers.
+    _sign(
+        "smi-works",
+        "smi",
+        r"nvidia-smi \d{3}\.[\d.]{2,6} +driver version: \d{3}\.[\d.]{2,6} +cuda version: \d",
+        "driver version",
+    ),
     _sign(
         "desktop-context",
         "desktop",
@@ -868,9 +903,9 @@ SIGNS = (
     _sign("unsloth", "unsloth", r"unsloth"),
     _sign(
         "comfyui",
-        "comfyui comfy node",
-        r"comfyui|\*\*node type:|custom_nodes[\\/]",
-        "comfyui|node type:|custom_nodes",
+        "comfyui comfy node prompt",
+        r"comfyui|\*\*node type:|custom_nodes[\\/]|^prompt executed in \d",
+        "comfyui|node type:|custom_nodes|prompt executed in",
     ),
     _sign("malloc-async", "cudamallocasync", r": cudamallocasync"),
     _sign("cpu-offload", "offload", r"enable_(?:model|sequential)_cpu_offload", "cpu_offload"),
@@ -915,9 +950,10 @@ VALUES = (
     ),
     _sign(
         "torch",
-        "cu118 cu121 cu124 cu126 cu128 cu129 cu130 cu132 cpu",
+        "cu92 cu100 cu101 cu102 cu110 cu111 cu113 cu115 cu116 cu117 cu118 cu121 cu124 cu126 cu128"
+        " cu129 cu130 cu132 cpu",
         # xformers names the torch that it was built with first.
-        r"\d\+(cu\d{3}|cpu)\b(?! with cuda)",
+        r"\d\+(cu\d{2,3}|cpu)\b(?! with cuda)",
         "+cu|+cpu",
     ),
     _sign(
