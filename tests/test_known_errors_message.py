@@ -69,6 +69,21 @@ Traceback (most recent call last):
     raise StopPipeline
 flow.StopPipeline
 """
+LOGGED = """\
+ERROR:root:the flow ended
+Traceback (most recent call last):
+  File "/home/u/flow.py", line 17, in run
+    raise StopPipeline("no rows")
+flow.StopPipeline: no rows
+"""
+PREFIXED = """\
+(EngineCore pid=7) ERROR 09-28 15:47:24 [core.py:718] the core ended
+(EngineCore pid=7) ERROR 09-28 15:47:24 [core.py:718] Traceback (most recent call last):
+(EngineCore pid=7) ERROR 09-28 15:47:24 [core.py:718]   File "/home/u/flow.py", line 17, in run
+(EngineCore pid=7) ERROR 09-28 15:47:24 [core.py:718]     self.stop()
+(EngineCore pid=7) ERROR 09-28 15:47:24 [core.py:718]     ^^^^^^^^^^^
+(EngineCore pid=7) ERROR 09-28 15:47:24 [core.py:718] flow.StopPipeline
+"""
 GO = """\
 panic: table is bent
 
@@ -86,7 +101,30 @@ Caused by: java.lang.IllegalStateException: no bean
 """
 WEBPACK = "ERROR in ./src/index.js\nModule not found: can't resolve './thing'\nnpm ERR! code 1\n"
 NPM = "npm ERR! code ELIFECYCLE\nnpm ERR! errno 1\nnpm ERR! app@1.0.0 build: `webpack`\n"
+CMAKE = """\
+CMake Error at CMakeLists.txt:10 (find_package):
+  Could not find a package configuration file provided by "Bent" with any of
+  the following names:
+"""
+GRADLE = """\
+FAILURE: Build failed with an exception.
+
+* What went wrong:
+Execution failed for task ':app:compileJava'.
+"""
+CARGO = """\
+error: failed to run custom build command for `bent-sys v0.9.80`
+Caused by:
+  process didn't exit successfully: `/x/build-script-main` (exit status: 101)
+  --- stderr
+  thread 'main' panicked at build.rs:3:5:
+  no folder with the headers of bent
+"""
 SAID = {
+    "CMake": (CMAKE, 2, "CMakeLists.txt:10"),
+    "Gradle": (GRADLE, 4, None),
+    "cargo": (CARGO, 6, "build.rs:3:5"),
+    "a test of Go's": ("--- FAIL: TestAdd (0.00s)\n    add_test.go:9: got 3, want 4\n", 2, None),
     "a linker": (LINKER, 3, None),
     "a reference": (REFERENCE, 4, None),
     "a tool of make's": (GENERATOR, 2, None),
@@ -95,6 +133,8 @@ SAID = {
     "Node": (THROWN, 5, "/srv/app/index.js:10"),
     "Rust": (PANIC, 3, "src/main.rs:4:5"),
     "Python": (RAISED, 7, "/home/u/flow.py:17"),
+    "a logger": (LOGGED, 5, "/home/u/flow.py:17"),
+    "a prefix": (PREFIXED, 6, "/home/u/flow.py:17"),
     "Go": (GO, 1, "/tmp/x.go:7"),
     "Java": (JAVA, 3, "Beans.java:77"),
     "webpack": (WEBPACK, 2, None),

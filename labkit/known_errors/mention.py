@@ -386,7 +386,7 @@ STEPS = re.compile(
     r"|(?:^|[\]:|>-] ?|\binfo )(?:all )?(?:done|finished|completed?)[.!]{0,3}\s{0,9}$|^\[done\]"
     rf"|^{_NOT_WELL}.{{0,120}}\b{_RUN} (?:\S{{1,40}} )?(?:is |has )?(?:completed|succeeded|done)\b"
     r"|\bexit(?:ed)? ?(?:with )?(?:code|status)\W{1,3}0(?::0)?(?![.x:\d])"
-    r"|\brc\W{0,3}0(?![.x:\d])"
+    r"|\brc ?[=:] ?0(?![.x:\d])"
     r"|\b(?:model|checkpoint|weights|adapter|results?|outputs?|images?|videos?)"
     r" (?:\w{2,10} )?(?:saved|written|exported)\b"
     r"|\b(?:test|val(?:idation)?|eval(?:uation)?|final|best)[ _](?:\w{1,12}[ _])?"

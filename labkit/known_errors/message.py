@@ -21,8 +21,11 @@ ABOVE, BELOW = 60, 200
 _HOPS, _NEAR = 3, 8
 
 _FRAME = re.compile(r'(?P<before>.*?)File "(?P<file>[^"]{1,240})", line (?P<line>\d{1,7})')
+_MARKS = re.compile(r"\s*[~^]+\s*$")
+_EXCEPTION = re.compile(r"(?:[\w.]{1,80}\.)?\w{0,60}(?:Error|Exception|Exit|Interrupt)(?:: |$)")
 _TRACEBACK = re.compile(r".{0,200}?Traceback \(most recent call last\)")
 _PANIC = re.compile(r"thread '[^']{0,60}' (?:\(\d+\) )?panicked at (?P<where>\S{1,200}:\d+:\d+):$")
+_CMAKE = re.compile(r"CMake Error at (?P<where>\S{1,200}:\d+) \(\w+\):$")
 # Node shows the source that raises, and marks the place in the next line.
 _SOURCE_PLACE = re.compile(r"\s{0,4}(?P<where>(?!node:)\S{1,200}:\d+)$")
 _NODE_FRAME = re.compile(
@@ -175,6 +178,11 @@ def _step(lines: Sequence[str], plain: Sequence[str], at: int) -> tuple[int, str
     line = lines[at].strip()
     if _TRACEBACK.match(line):
         return _find_exception(plain, at)
+    # A logger's own words stand above the exception that it tells of.
+    is_above = at + 1 < len(lines) and _TRACEBACK.match(lines[at + 1].strip())
+    if is_above and not _EXCEPTION.match(line):
+        place, where = _find_exception(plain, at + 1)
+        return (place, where) if place > at + 1 else (at, None)
     if at + 1 < len(lines) and _JAVA_FRAME.match(lines[at + 1]):
         return _find_root(lines, at)
     find = next((find for form, find in _FINDERS if form.match(line)), None)
@@ -182,10 +190,10 @@ def _step(lines: Sequence[str], plain: Sequence[str], at: int) -> tuple[int, str
 
 
 def _find_next(lines: Sequence[str], at: int) -> tuple[int, str | None]:
-    """The next line with a text, and the place that the header names, which Rust does."""
+    """The next line with a text, and the place that a header of Rust or CMake names."""
     below = range(at + 1, min(len(lines), at + 4))
-    panic = _PANIC.match(lines[at].strip())
-    return next((each for each in below if lines[each].strip()), at), panic and panic["where"]
+    header = _PANIC.match(lines[at].strip()) or _CMAKE.match(lines[at].strip())
+    return next((each for each in below if lines[each].strip()), at), header and header["where"]
 
 
 def _find_below(lines: Sequence[str], at: int) -> tuple[int, str | None]:
@@ -193,6 +201,18 @@ def _find_below(lines: Sequence[str], at: int) -> tuple[int, str | None]:
     below = range(at + 2, min(len(lines), at + ABOVE))
     end = next((each for each in below if _STEP.match(lines[each])), below.stop)
     return next((each for each in range(at + 2, end) if _is_message(lines[each])), at), None
+
+
+def _find_gradle(lines: Sequence[str], at: int) -> tuple[int, str | None]:
+    """The line below Gradle's question of what went wrong."""
+    below = range(at + 1, min(len(lines), at + _NEAR) - 1)
+    return next((e + 1 for e in below if lines[e].startswith("* What went wrong:")), at), None
+
+
+def _find_panic(lines: Sequence[str], at: int) -> tuple[int, str | None]:
+    """The panic of a build script that cargo quotes."""
+    below = range(at + 1, min(len(lines), at + ABOVE))
+    return next((each for each in below if "panicked at " in lines[each]), at), None
 
 
 def _find_go_place(lines: Sequence[str], at: int) -> tuple[int, str | None]:
@@ -206,7 +226,9 @@ def _find_exception(lines: Sequence[str], at: int) -> tuple[int, str | None]:
         line = lines[place]
         if frame := _FRAME.match(line):
             where, edge = f"{frame['file']}:{frame['line']}", max(0, len(frame["before"]) - 2)
-        elif where and not line[edge : edge + 1].isspace() and line[edge:]:
+        elif (
+            where and not _MARKS.match(line) and not line[edge : edge + 1].isspace() and line[edge:]
+        ):
             return place, where
     return at, where
 
@@ -266,6 +288,11 @@ _FINDERS = (
     (_STEP_FAILED, _find_below),
     (_SYMPTOM, _find_above),
     (re.compile(r"panic: "), _find_go_place),
+    (_CMAKE, _find_next),
+    (re.compile(r"FAILURE: Build failed with an exception"), _find_gradle),
+    (re.compile(r"error: failed to run custom build command"), _find_panic),
+    # Go's tests.
+    (re.compile(r"--- FAIL: "), _find_next),
     # webpack, R.
     (re.compile(r"ERROR in \S+(?: \d+:\d+.*)?$|Error in .{1,160} :$"), _find_next),
 )
