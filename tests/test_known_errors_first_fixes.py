@@ -180,6 +180,21 @@ FIRST = {
         "RuntimeError: operator torchvision::nms does not exist\n",
         "github.com/pytorch/vision",
     ),
+    "a container from before an update": (
+        "$ docker exec trainer nvidia-smi\nFailed to initialize NVML: Driver/library version"
+        f" mismatch\n$ nvidia-smi\n{SMI.format('535.183.01')}",
+        "docker restart",
+    ),
+    "a driver for Linux in WSL": (
+        "AttributeError: /lib/x86_64-linux-gnu/libcuda.so: undefined symbol: cuGetProcAddress_v2\n"
+        "5.15.90.1-microsoft-standard-WSL2\n",
+        "apt-get remove 'libnvidia-compute-*'",
+    ),
+    "a runtime of JetPack's": (
+        "$ docker run --runtime nvidia dustynv/l4t-pytorch:r36.2.0\ndocker: Error response from"
+        " daemon: unknown or invalid runtime name: nvidia.\n",
+        "apt-get install nvidia-container &&",
+    ),
     "a driver that was updated": (
         "$ docker run --gpus all x nvidia-smi\nFailed to initialize NVML: Driver/library version"
         " mismatch\nNVML library version: 565.57\n",

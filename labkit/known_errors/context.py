@@ -52,6 +52,8 @@ _TOGETHER = {
     "wsl-gpus": ({"wsl", "several-gpus"}, set[str]()),
     "wsl-gpus-vllm": ({"wsl", "several-gpus", "vllm"}, set[str]()),
     "desktop-wsl": ({"desktop", "wsl"}, set[str]()),
+    "smi-works-exec": ({"smi-works", "docker-exec"}, {"lxc", "wsl"}),
+    "wsl-linux-driver": ({"wsl", "linux-libcuda"}, {"container"}),
     "cuda11-driver-wsl": ({"cuda11-driver", "wsl"}, set[str]()),
     "smi-works-outside": ({"smi-works", "docker-there"}, {"lxc", "wsl"}),
     "driver-cuda-build": ({"driver-there", "cuda-build"}, {"rocm", "mac"}),

@@ -356,6 +356,15 @@ SIGNS = (
         r"docker[ -]desktop|desktop-linux|docker: unrecognized service",
         "docker desktop|docker-desktop|desktop-linux|unrecognized service",
     ),
+    _sign("docker-exec", "exec", r"\bdocker(?:[ -]compose)? exec\b", " exec"),
+    # A library of a driver for Linux, which WSL has not.
+    _sign(
+        "linux-libcuda",
+        "compute libcuda",
+        r"libnvidia-compute-\d{3}\S{0,12}\s{1,40}install\b|^ii {1,4}libnvidia-compute-\d{3}"
+        r"|/lib/x86_64-linux-gnu/libcuda\.so",
+        "libnvidia-compute|linux-gnu/libcuda",
+    ),
     # nvidia-smi's table: its driver answers.
     _sign(
         "smi-works",
