@@ -188,7 +188,7 @@ FIRST = {
     "a driver for Linux in WSL": (
         "AttributeError: /lib/x86_64-linux-gnu/libcuda.so: undefined symbol: cuGetProcAddress_v2\n"
         "5.15.90.1-microsoft-standard-WSL2\n",
-        "apt-get remove 'libnvidia-compute-*'",
+        "export LD_LIBRARY_PATH=/usr/lib/wsl/lib",
     ),
     "a runtime of JetPack's": (
         "$ docker run --runtime nvidia dustynv/l4t-pytorch:r36.2.0\ndocker: Error response from"

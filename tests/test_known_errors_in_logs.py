@@ -912,6 +912,7 @@ WENT_ON = {
     ),
     "a loop": f"Trying batch size 32\n  {FULL}\nTrying batch size 16\n  fits\njob completed",
     "a scheduler": f"{FULL}\nbatch 64 -> 32\nslurm: State: COMPLETED (exit code 0)",
+    "a warning": "[WARN] sample 3: CUDA out of memory. Tried to allocate 2.00 GiB\nAll done.",
     "an accuracy": f"{FULL}\nbatch size reduced to 4\nTest accuracy: 93.1%",
     "a record": f"{FULL}\ncontinuing with half the batch\nwandb: Run finished: success",
     "a file": f"{FULL}\nclearing the cache\nModel saved to out/model.pt",

@@ -124,6 +124,7 @@ SAID = {
     "CMake": (CMAKE, 2, "CMakeLists.txt:10"),
     "Gradle": (GRADLE, 4, None),
     "cargo": (CARGO, 6, "build.rs:3:5"),
+    "Maven": ("[ERROR] Failures: \n[ERROR]   AppTest.testAdd:12 expected:<4>\n", 2, None),
     "a test of Go's": ("--- FAIL: TestAdd (0.00s)\n    add_test.go:9: got 3, want 4\n", 2, None),
     "a linker": (LINKER, 3, None),
     "a reference": (REFERENCE, 4, None),

@@ -309,6 +309,8 @@ WARNING = re.compile(r"(?<!NCCL )\bWARN(?:ING)?\b|\b\w{0,30}Warning: ")
 RETRY = re.compile(
     r"Retrying \(Retry\(total=|\bretry(?:ing)? in \d|\bwill (?:be )?retr|\bretrying\b"
     r"|\battempt \d+ ?(?:of|/) ?\d+|\btrying (?:with )?(?:an? )?(?:micro.?)?(?:batch|bs)\b"
+    # A program that warns of it has caught it; NCCL's WARN is its word for an error.
+    r"|(?<!NCCL )\bWARN(?:ING)?\b[^\n]{0,120}$"
     # Python's own "Caught RuntimeError in replica 0" raises the error again.
     r"|\bcaught\W{1,3}(?:an? |the )?(?:[\w.]{1,80}\W{1,3})?$",
     re.IGNORECASE,

@@ -291,6 +291,8 @@ _FINDERS = (
     (_CMAKE, _find_next),
     (re.compile(r"FAILURE: Build failed with an exception"), _find_gradle),
     (re.compile(r"error: failed to run custom build command"), _find_panic),
+    # Maven's summary, and other headings.
+    (re.compile(r"\[?(?:ERROR|FATAL|FAILURE)\]?:? ?[\w ]{0,40}:$"), _find_next),
     # Go's tests.
     (re.compile(r"--- FAIL: "), _find_next),
     # webpack, R.
