@@ -38,6 +38,15 @@ def test_pieces_are_joined_only_where_they_would_have_been_enough(sizes, part, i
     assert ("expandable_segments" in write_answer(OUT.format(*sizes), part)) == is_advised
 
 
+def test_a_remainder_of_a_full_card_is_not_memory_that_the_driver_refused():
+    old = (
+        "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 26.00 MiB (GPU 0; 3.81"
+        " GiB total capacity; 2.73 GiB already allocated; {} free; 2.78 GiB reserved in total"
+    )
+    assert "own tensors fill" in write_answer(old.format("29.75 MiB"), "cause")
+    assert "refused" in write_answer(old.format("929.75 MiB"), "cause")
+
+
 def test_a_full_memory_of_unknown_parts_is_not_called_pieces():
     shown = format_explanation(explain_text("RuntimeError: CUDA out of memory."), UNKNOWN)
     assert "expandable_segments" not in shown

@@ -503,6 +503,8 @@ _UNITS = {
 _TIMES_TOO_LARGE, _GIB_TOO_LARGE = 8, 1024
 # From this part of the card's memory on, the blocks that PyTorch holds unused are worth joining.
 _IDLE_PART = 0.08
+# Less than this part of it the driver keeps to itself: the card is full.
+_FREE_PART = 0.01
 
 
 def judge_memory(values: Mapping[str, str]) -> str | None:
@@ -529,7 +531,7 @@ def judge_memory(values: Mapping[str, str]) -> str | None:
         return None
     if asked <= idle + unused and idle >= _IDLE_PART * capacity:
         return "in-splits" if "reserved" in sizes else "in-pieces"
-    if asked < unused:
+    if asked < unused and unused >= _FREE_PART * capacity:
         return "refused"
     if asked > capacity / 2:
         return "one-tensor"
