@@ -9,6 +9,7 @@ import functools
 import multiprocessing.pool
 import queue
 import random
+import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
@@ -26,6 +27,7 @@ POOL, POOL_OF_PROCESSING = ThreadPoolExecutor(1), multiprocessing.pool.ThreadPoo
 POOL.submit(int).result()
 TARGETS = [None, "24 GiB"]
 LAYER = nn.Linear(64, 64)
+LOCK = threading.Lock()
 
 
 @pytest.fixture
@@ -495,7 +497,46 @@ def acquire_from_another():
     lock.acquire()
 
 
+def take_a_lock_from_before():
+    LOCK.acquire()
+    with LOCK:
+        pass
+
+
+def take_a_raw_lock():
+    lock = _thread.allocate_lock()
+    lock.acquire()
+    lock.acquire(True)
+
+
+def join_one_that_takes_a_lock_from_before():
+    def work():
+        with LOCK:
+            pass
+
+    LOCK.acquire()
+    run_thread(work)
+
+
+def join_one_that_is_the_acquiring_of_a_lock():
+    LOCK.acquire()
+    run_thread(LOCK.acquire)
+
+
+async def await_nothing():
+    await asyncio.get_running_loop().create_future()
+
+
+# What waits in C alone, and a word of the cause.
+IN_C = {
+    "a lock from before": (take_a_lock_from_before, "lock at test_estimate_threads"),
+    "a lock of _thread": (take_a_raw_lock, "lock at test_estimate_threads"),
+    "a thread at a lock": (join_one_that_takes_a_lock_from_before, "lock at test_estimate_threads"),
+    "acquire as a thread": (join_one_that_is_the_acquiring_of_a_lock, "stays locked"),
+    "an event loop": (lambda: asyncio.run(await_nothing()), "event loop at test_estimate_threads"),
+}
 ENDLESS = {
+    **{name: act for name, (act, _) in IN_C.items()},
     "join": join_a_deadlock,
     "acquire": lock_twice,
     "acquire an RLock": acquire_from_another,
@@ -521,9 +562,86 @@ def test_a_step_that_waits_without_end_is_refused(name, monkeypatch):
         ENDLESS[name]()
 
     before = threading.active_count()
-    with pytest.raises(UsageError, match=r"waits without end at .*test_estimate_threads.py:\d"):
+    with pytest.raises(
+        UsageError, match=r"waits without end at .*test_estimate_threads.py:\d"
+    ) as caught:
         estimate_memory(step, torch.ones(2))
-    assert threading.active_count() == before
+    assert threading.active_count() == before and not LOCK.locked()
+    _, word = IN_C.get(name, (None, "no thread of the step has gone on"))
+    assert word in caught.value.cause
+
+
+def acquire_for_a_time():
+    LOCK.acquire()
+    LOCK.acquire(timeout=1.5)
+    LOCK.release()
+
+
+async def sleep_for_a_time():
+    await asyncio.to_thread(time.sleep, 0.01)
+    await asyncio.sleep(1.5)
+
+
+@pytest.mark.parametrize(
+    "act", [acquire_for_a_time, lambda: asyncio.run(sleep_for_a_time())], ids=["lock", "loop"]
+)
+def test_a_wait_in_c_that_ends_is_waited_for(act, monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+
+    def step(inputs):
+        act()
+        return inputs * 2
+
+    assert estimate_memory(step, torch.ones(2)).peak_bytes == 16
+
+
+def test_the_handler_of_the_signal_that_ends_a_wait_is_put_back():
+    def answer(number, frame):
+        heard.append(number)
+
+    heard, before = Record(), signal.signal(signal.SIGURG, answer)
+    try:
+        estimate_memory(lambda inputs: inputs * 2, torch.ones(2))
+        assert signal.getsignal(signal.SIGURG) is answer
+        signal.raise_signal(signal.SIGURG)
+        assert heard.take() == [signal.SIGURG]
+    finally:
+        signal.signal(signal.SIGURG, before)
+
+
+def test_a_step_that_asks_a_worker_from_before_waits_for_an_answer():
+    asked, answers = queue.Queue(), queue.Queue()
+
+    def serve():
+        for one in iter(asked.get, None):
+            answers.put(one * 2)
+
+    def step(inputs):
+        asked.put(inputs)
+        return answers.get()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with pytest.raises(UsageError, match="waits for an answer in a Queue") as caught:
+        estimate_memory(step, torch.ones(2))
+    assert "does not get what the step has put" in caught.value.cause
+    assert "ThreadPoolExecutor" in caught.value.fix
+    asked.put(None)
+    thread.join()
+
+
+def test_a_step_that_puts_and_takes_a_batch_that_is_there_takes_it():
+    words, batches = queue.SimpleQueue(), queue.SimpleQueue()
+    batches.put(torch.ones(2))
+
+    def step(inputs):
+        words.put("begin")
+        return batches.get() * inputs
+
+    with pytest.raises(UsageError, match="takes from a SimpleQueue") as caught:
+        estimate_memory(step, torch.ones(2))
+    assert "take the batch before" in caught.value.fix
+    assert batches.qsize() == 1 and words.empty()
 
 
 def test_work_for_a_worker_from_before_is_refused(given, monkeypatch):

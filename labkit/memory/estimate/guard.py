@@ -66,6 +66,7 @@ LAYER = tuple(
         "queues.py",
         "saved.py",
         "signals.py",
+        "stalls.py",
         "threads.py",
         "waits.py",
     )
@@ -156,7 +157,7 @@ class StepThreads:
     """Which threads work for the step: its own, and those that these start or give work to."""
 
     def __init__(self) -> None:
-        self._own: int | None = threading.get_ident()
+        self.own: int | None = threading.get_ident()
         self._process = os.getpid()
         self._started: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         # Those of them that the program's own code starts, and no package.
@@ -173,7 +174,7 @@ class StepThreads:
     @property
     def is_own(self) -> bool:
         """True in the step's own thread."""
-        return threading.get_ident() == self._own and os.getpid() == self._process
+        return threading.get_ident() == self.own and os.getpid() == self._process
 
     @property
     def works(self) -> bool:
@@ -192,7 +193,7 @@ class StepThreads:
     def includes_this(self) -> bool:
         """True where the running thread works for the step."""
         number = threading.get_ident()
-        if number == self._own or self._lent[number]:
+        if number == self.own or self._lent[number]:
             return True
         if not self._started and self._known is None:
             return False
@@ -261,13 +262,13 @@ class StepThreads:
     def has(self, number: int) -> bool:
         """Whether the step has started the thread with this number, or runs in it."""
         thread = threading._active.get(number)  # type: ignore[attr-defined]
-        return number == self._own or thread in self._started
+        return number == self.own or thread in self._started
 
     def list_others(self) -> list[int]:
         """The numbers of the other threads that work for the step now."""
         found = {one.ident for one in self._started if IS_ALIVE(one)}
         found |= {number for number, count in list(self._lent.items()) if count}
-        return [one for one in found if one is not None and one != self._own]
+        return [one for one in found if one is not None and one != self.own]
 
     def make_run(self, function: Callable[..., Any], pool: Any) -> tuple[Any, Any]:
         """A function that works for the step in a pool's or a loop's thread, and its work."""
@@ -334,6 +335,7 @@ class StepThreads:
         # A thread of a pool from before is not ended: what it does for the step cannot be stopped.
         for work in (getattr(one, WORK, None) for one in self._given if not IS_DONE(one)):
             refuse(EstimateObstacle("a pool's work", RUNS_ON, work and work.frame))
+        WAITS.free(left)
         deadline = NOW() + LEFT_SECONDS
         for thread in left:
             JOIN(thread, max(0.0, deadline - NOW()))
@@ -372,13 +374,13 @@ class StepThreads:
 
     def end(self) -> None:
         """The simulation has ended."""
-        self._own = None
+        self.own = None
 
     @property
     def are_over(self) -> bool:
         """True when none of them works any more."""
         works = any(one.is_alive() for one in self._started)
-        return self._own is None and not works and all(one.done() for one in self._given)
+        return self.own is None and not works and all(one.done() for one in self._given)
 
 
 def is_future_done(one: Future[Any]) -> bool:

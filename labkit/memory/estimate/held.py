@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent import futures
 from multiprocessing import pool
 from types import BuiltinMethodType, FunctionType, MethodWrapperType
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 FIX = (
     "pass the loader instead of its iterator, and take the batch in the step:"
@@ -26,6 +26,15 @@ FIX = (
 FIX_STREAM = "let the step open it, or read it before and pass what it has"
 FIX_MADE = "make it in the step, or pass what it gives: list(...)"
 FIX_QUEUE = "take the batch before, and pass it: estimate_memory(step, model, batch)"
+WAITS_FOR = "waits for an answer in"
+FIX_ASKED = (
+    "give the work to a ThreadPoolExecutor, let the step start the thread that answers, or let the"
+    " step compute it itself"
+)
+UNHEARD = (
+    "the thread or process that answers does not get what the step has put into {}: it would"
+    " work on numbers that are not real"
+)
 DROPPED = "what the step puts into a {} that was made before is dropped"
 # Python's modules whose iterators are made of loaders and batches.
 MODULES = {"builtins", "itertools", "_csv"}
@@ -107,6 +116,8 @@ class HeldQueue:
     __slots__ = ("_held",)
     # Takes a sentence.
     note: Callable[[str], object] = staticmethod(lambda words: None)
+    # The kinds of the queues from before into which the step has put something.
+    given: ClassVar[list[str]] = []
 
     def __init__(self, held: Any) -> None:
         self._held = held
@@ -118,7 +129,7 @@ class HeldQueue:
         """Refuses, but for an empty queue that is not waited for."""
         if not block and self._held.empty():
             return self._held.get(block=False)
-        raise LiveIteratorError("a SimpleQueue", FIX_QUEUE)
+        refuse_taking(self._held)
 
     def get_nowait(self) -> Any:
         """The same without waiting."""
@@ -126,9 +137,28 @@ class HeldQueue:
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
         """Drops the item, with a note."""
-        self.note(DROPPED.format("SimpleQueue"))
+        drop_item(self._held)
 
     put_nowait = put
+
+
+def refuse_taking(one: Any) -> NoReturn:
+    """Raises for a queue from before from which the step takes, or in which it waits for an answer.
+
+    It waits for one where it has put something into such a queue, and this one is empty.
+    """
+    kind = f"a {type(one).__name__}"
+    if HeldQueue.given and one.empty():
+        cause = UNHEARD.format(f"a {HeldQueue.given[-1]}")
+        raise LiveIteratorError(kind, FIX_ASKED, WAITS_FOR, cause)
+    raise LiveIteratorError(kind, FIX_QUEUE)
+
+
+def drop_item(one: Any) -> None:
+    """Notes that what the step puts into a queue from before is dropped."""
+    name = type(one).__name__
+    HeldQueue.given.append(name)
+    HeldQueue.note(DROPPED.format(name))
 
 
 # The type of ``iter(function, last)``, whose function may be anything.

@@ -302,6 +302,7 @@ def keep_lock(kept: Any, one: Any) -> None:
     """Keeps whether a lock is locked, of one that its owner can acquire again how often."""
     kept.keep(restore_lock, one, one.locked())
     kept.locks_before.append((one, one.locked()))
+    WAITS.known.append(one)
 
 
 def keep_recursive(kept: Any, one: Any) -> None:

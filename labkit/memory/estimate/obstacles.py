@@ -16,6 +16,7 @@ from torch._subclasses import fake_tensor
 from labkit.errors import UsageError
 from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.model import EstimateObstacle
+from labkit.memory.estimate.stalls import LOCK, LOOP
 from labkit.memory.track.frames import USER, judge_file, list_error_frames
 
 FOLDER = str(Path(torch.__file__).parent) + "/"
@@ -39,8 +40,9 @@ class StoppedThread(SystemExit):
 
 
 class StalledStepError(BaseException):
-    """The step waits, and nothing of it goes on; its argument is the line, or "".
+    """The step waits, and nothing of it goes on.
 
+    Its arguments are the line, or "", what a thread of it waits at in C, or "", and in which line.
     The step's own ``except Exception`` does not catch it.
     """
 
@@ -110,14 +112,38 @@ def refuse_lazy(name: str) -> UsageError:
     )
 
 
-def refuse_stalled(name: str, where: str) -> UsageError:
+# What waits in C: the cause, and the fix.
+STALLS = {
+    LOCK: (
+        "the lock{} stays locked: the step has acquired it and not released it, or a thread"
+        " from before has it",
+        "release it before it is acquired again (with lock: ...), use threading.RLock where one"
+        " thread acquires it twice, or leave it out of the step",
+    ),
+    LOOP: (
+        "the event loop{} has nothing left to run: no task, timer or thread of the step is to"
+        " wake it up",
+        "set or finish what is awaited inside of the step, or await it with a timeout"
+        " (asyncio.wait_for)",
+    ),
+}
+
+
+def refuse_stalled(name: str, where: str, kind: str = "", place: str = "") -> UsageError:
     """The error for a step that waits for what does not come."""
+    cause = (
+        "no thread of the step has gone on for some seconds, and threads from before see"
+        " nothing of what it puts, sets or releases"
+    )
+    fix = (
+        "let the step start the thread that answers, give its work to a ThreadPoolExecutor,"
+        " or leave the waiting out of the step"
+    )
+    cause, fix = STALLS.get(kind, (cause, fix))
     return UsageError(
         f"{name} waits without end{where and f' at {where}'}",
-        cause="no thread of the step has gone on for some seconds, and threads from before see"
-        " nothing of what it puts, sets or releases",
-        fix="let the step start the thread that answers, give its work to a ThreadPoolExecutor,"
-        " or leave the waiting out of the step",
+        cause=cause.format(place and f" at {place}"),
+        fix=fix,
     )
 
 

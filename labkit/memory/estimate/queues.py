@@ -19,7 +19,7 @@ from typing import Any
 
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_attributes
 from labkit.memory.estimate.guard import WORK, StepThreads, is_future_done
-from labkit.memory.estimate.held import DROPPED, FIX_QUEUE, HeldQueue, LiveIteratorError
+from labkit.memory.estimate.held import HeldQueue, LiveIteratorError, drop_item, refuse_taking
 
 MADE = "labkit_made"
 FIX_POOL = "let the step compute it itself, or have it computed before and pass the result"
@@ -54,11 +54,12 @@ def hold_queues(
         kinds += [shared.Queue, shared.JoinableQueue, shared.SimpleQueue]
     with contextlib.ExitStack() as stack:
         stack.enter_context(replace_attributes(HeldQueue, note=staticmethod(note)))
+        HeldQueue.given.clear()
         for kind in kinds:
             names = {
                 "__init__": _mark(kind.__init__, is_step),
                 "get": _refuse(kind.get, is_own),
-                "put": _drop(kind.put, is_step, note),
+                "put": _drop(kind.put, is_step),
             }
             own = {name: one for name, one in names.items() if name in vars(kind)}
             stack.enter_context(replace_attributes(kind, **own))
@@ -227,19 +228,17 @@ def _refuse(get: Callable[..., Any], is_own: Callable[[], bool]) -> Callable[...
         waits = arguments[0] if arguments else named.get("block", True)
         if hasattr(one, MADE) or not is_own() or (one.empty() and not waits):
             return get(one, *arguments, **named)
-        raise LiveIteratorError(f"a {type(one).__name__}", FIX_QUEUE)
+        refuse_taking(one)
 
     return answer
 
 
-def _drop(
-    put: Callable[..., Any], is_step: Callable[[], bool], note: Callable[[str], object]
-) -> Callable[..., Any]:
+def _drop(put: Callable[..., Any], is_step: Callable[[], bool]) -> Callable[..., Any]:
     @functools.wraps(put)
     def answer(one: Any, *arguments: Any, **named: Any) -> Any:
         if hasattr(one, MADE) or not is_step():
             return put(one, *arguments, **named)
-        note(DROPPED.format(type(one).__name__))
+        drop_item(one)
         return None
 
     return answer

@@ -2,7 +2,8 @@
 
 C waits at a lock until it is free, and Python delivers no exception to a thread meanwhile. What the
 step's threads make and wait at is sliced here. Where nothing of the step goes on any more, the step
-is refused; a thread that is left waiting after it is stopped.
+is refused; a thread that is left waiting after it is stopped. What waits in C alone is looked at
+from outside (``stalls.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from labkit.memory.estimate import clock
 from labkit.memory.estimate.cuda import find_number, replace_attributes
 from labkit.memory.estimate.obstacles import StalledStepError, StoppedThread
+from labkit.memory.estimate.stalls import LOCK, Wait, Watcher, are_others, find_wait
 from labkit.memory.track.frames import find_user_frames, list_thread_frames
 
 # How long nothing of the step goes on before it is refused: where all its threads wait, and where
@@ -41,18 +43,23 @@ class StepWaits:
         # By the thread's number: the timeout of its wait, in seconds.
         self._waiting: dict[int, float | None] = {}
         self._stopped: set[int] = set()
+        # The locks of C that the step's objects have from before.
+        self.known: list[Any] = []
         self._stalled: StalledStepError | None = None
         self._leaves, self._passed = False, 0
         # When something of the step has gone on last, and what showed it.
         self._since, self._seen = 0.0, (0, 0)
         self._places: dict[int, Any] = {}
         self._busy = 0
+        # What one of the step's threads waits at in C.
+        self._met: Wait | None = None
 
     @contextlib.contextmanager
     def open(self, threads: Any, is_idle: Callable[[int], bool]) -> Iterator[None]:
         """Slices the waits of these threads until exit; ``is_idle`` takes a thread's number."""
         self._threads, self._is_idle = threads, is_idle
         self._stopped.clear()
+        self.known.clear()
         self._waiting.clear()
         self._stalled, self._leaves, self.is_open = None, False, True
         with contextlib.ExitStack() as stack:
@@ -60,6 +67,10 @@ class StepWaits:
                 stack.enter_context(replace_attributes(owner, **names))
             stack.enter_context(replace_attributes(threading, _allocate_lock=make_lock))
             stack.callback(setattr, self, "is_open", False)
+            stack.callback(self.known.clear)
+            watcher = Watcher(self._look_at_own)
+            watcher.begin()
+            stack.callback(watcher.end)
             yield
 
     @property
@@ -81,6 +92,28 @@ class StepWaits:
     def stop(self, thread: threading.Thread) -> None:
         """Ends the thread where it waits."""
         self._stopped.add(thread.ident or 0)
+
+    def free(self, threads: list[threading.Thread]) -> None:
+        """Unlocks the locks from before at which these threads are left, which then end.
+
+        Not where another thread of the program may have one.
+        """
+        for lock in self.known:
+            for _ in threads:
+                waiting = [one for one in threads if self._is_at_lock(one)]
+                if not waiting or not lock.locked() or self._are_others(waiting):
+                    break
+                lock.release()
+                JOIN(waiting[0], SLICE)
+
+    def _is_at_lock(self, thread: threading.Thread) -> bool:
+        frame = list_thread_frames().get(thread.ident or 0)
+        wait = None if frame is None or not IS_ALIVE(thread) else find_wait(frame)
+        return wait is not None and wait.kind == LOCK
+
+    def _are_others(self, threads: list[threading.Thread]) -> bool:
+        numbers = [one.ident or 0 for one in threads]
+        return are_others([self._threads.own, *self._threads.list_others(), *numbers])
 
     def wait(self, attempt: Callable[[float], bool], timeout: float | None) -> bool:
         """Whether the attempt succeeds in this time, in seconds; it takes how long it may last.
@@ -130,19 +163,48 @@ class StepWaits:
         player = self._threads.player
         if player is not None:
             player.raise_failure()
+        if self._has_stalled(None):
+            frames = find_user_frames()
+            raise self._refuse(frames[0].where if frames else "")
+
+    def _look_at_own(self, frame: FrameType | None) -> BaseException | None:
+        """What ends the wait of the step's own thread in C, which another thread looks at."""
+        number = self._threads.own
+        wait = None if frame is None or number in self._waiting else find_wait(frame)
+        if wait is None:
+            self._since = self._since if number in self._waiting else NOW()
+            return None
+        if not self._has_stalled(wait):
+            return None
+        self._since = NOW()  # what it does at its end may wait, too
+        return self._refuse(wait.where)
+
+    def _refuse(self, where: str) -> StalledStepError:
+        kind, place = ("", "") if self._met is None else (self._met.kind, self._met.where)
+        self._stalled = StalledStepError(where, kind, place)
+        return self._stalled
+
+    def _has_stalled(self, own: Wait | None) -> bool:
+        """Whether nothing of the step has gone on for too long; ``own`` is its own wait in C."""
+        player = self._threads.player
         seen = (self._passed, 0 if player is None else player.count_all())
         if seen != self._seen:
             self._seen, self._since = seen, NOW()
         if NOW() - self._since < CALM:  # who looks at a frame keeps what is in it
-            return
+            return False
+        self._met = own
         works, reads = self._look()
+        reads = reads or (own is not None and own.reads) or self._may_be_released()
         self._busy = self._busy + 1 if works else 0
         if self._busy >= BUSY:
             self._since = NOW()
-        elif NOW() - self._since > (LONGEST_READING if reads else LONGEST):
-            frames = find_user_frames()
-            self._stalled = StalledStepError(frames[0].where if frames else "")
-            raise self._stalled
+        return NOW() - self._since > (LONGEST_READING if reads else LONGEST)
+
+    def _may_be_released(self) -> bool:
+        """Whether the lock that C waits at may be another thread's, from before."""
+        if self._met is None or self._met.kind != LOCK:
+            return False
+        return self._are_others([])
 
     def _look(self) -> tuple[bool, bool]:
         """Whether another thread of the step goes on, and whether one may be reading."""
@@ -153,10 +215,13 @@ class StepWaits:
             if number in self._waiting:
                 works = works or (timeout is not None and timeout >= LONGEST)
             elif frame is None or not (_sleeps(frame) or self._is_idle(number)):
-                reads = True
                 place = None if frame is None else (find_number(frame), frame.f_lasti)
-                works = works or self._places.get(number) != place
+                moved = self._places.get(number) != place
                 self._places[number] = place
+                wait = None if moved or frame is None else find_wait(frame)
+                self._met = self._met or wait
+                reads = reads or wait is None or wait.reads
+                works = works or moved
         return works, reads
 
 

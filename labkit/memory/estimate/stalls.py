@@ -1,0 +1,152 @@
+"""Waits of a simulated step in C: at a lock from before it, and of an event loop for events.
+
+C tells nobody that it waits, and Python delivers no exception to it. A thread of labkit's looks now
+and then where the step's own thread is. It ends a wait by a signal, whose handler raises.
+
+Python runs handlers in the main thread alone, and macOS does not end the wait for a lock: in other
+threads, and there, a step that waits so waits on.
+"""
+
+from __future__ import annotations
+
+import _thread
+import dis
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, NamedTuple
+
+from labkit.memory.track.frames import USER, Frame, is_user_file, judge_file, list_thread_frames
+
+LOCK, LOOP = "a lock", "an event loop"
+# What a signal's default is to ignore: one that arrives late does nothing.
+NUMBER: Any = getattr(signal, "SIGURG", None)
+PERIOD = 0.25
+# Without names for numbers, which would take most of the time.
+FIND_HANDLER: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+SET_HANDLER: Any = getattr(signal.signal, "__wrapped__", signal.signal)
+SEND: Any = getattr(signal, "pthread_kill", None)
+START, MAKE_LOCK = _thread.start_new_thread, _thread.allocate_lock
+PLAIN = type(MAKE_LOCK())
+TAKING = ("acquire", "__enter__")
+LOADING = ("LOAD_ATTR", "LOAD_METHOD")
+
+
+class Wait(NamedTuple):
+    """What C waits at: LOCK or LOOP, whether that may be a file or the network, and the line."""
+
+    kind: str
+    reads: bool
+    where: str
+
+
+def find_wait(frame: FrameType) -> Wait | None:
+    """What a frame waits at without a timeout; None if it is not known that it does."""
+    running: FrameType | None = frame
+    while running is not None and not is_user_file(running.f_code.co_filename):
+        running = running.f_back
+    place = "" if running is None else _name_place(running)
+    caller = frame.f_back
+    if caller is not None and caller.f_code.co_name == "_run_once":
+        selector = frame.f_locals.get("self")
+        if frame.f_code.co_name != "select" or frame.f_locals.get("timeout") not in {None, -1}:
+            return None
+        # One file is the loop's own, by which it is woken up.
+        return Wait(LOOP, len(selector.get_map() or ()) > 1, place) if selector else None
+    return Wait(LOCK, False, place) if _is_acquiring(frame) else None
+
+
+def _name_place(frame: FrameType) -> str:
+    return Frame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name).where
+
+
+def _is_acquiring(frame: FrameType) -> bool:
+    """Whether the running instruction is ``with lock``, or calls ``acquire`` without a timeout."""
+    done = [one for one in dis.get_instructions(frame.f_code) if one.offset <= frame.f_lasti]
+    if not done:
+        return False
+    call = done.pop()
+    if call.opname in {"BEFORE_WITH", "SETUP_WITH"}:
+        return True
+    while done and done[-1].opname in {"PRECALL", "PUSH_NULL"}:
+        done.pop()
+    if not call.opname.startswith(("CALL", "PRECALL")) or not done:
+        return False
+    if call.opname == "CALL_FUNCTION_EX":  # a thread's function
+        return any(map(_is_acquire, frame.f_locals.values()))
+    if call.arg == 1 and done[-1].argval is True and len(done) > 1:
+        done.pop()
+    elif call.arg:
+        return False
+    # LOAD_SPECIAL: ``with`` since Python 3.14.
+    method = done[-1]
+    return method.opname == "LOAD_SPECIAL" or (method.opname in LOADING and method.argval in TAKING)
+
+
+def _is_acquire(value: Any) -> bool:
+    found = getattr(value, "_target", value)
+    return isinstance(getattr(found, "__self__", None), PLAIN) and found.__name__ in TAKING
+
+
+def are_others(numbers: Iterable[int]) -> bool:
+    """Whether another thread than these runs code of the program."""
+    known = set(numbers)
+    for number, frame in list_thread_frames().items():
+        running = None if number in known else frame
+        while running is not None:
+            if judge_file(running.f_code.co_filename) == USER:
+                return True
+            running = running.f_back  # type: ignore[assignment]
+    return False
+
+
+class Watcher:
+    """Looks at the running thread until ``end``; ``look`` takes its frame, and says what to raise.
+
+    The frame is None where it has gone on since the last look: to hold one is to keep what it has.
+    """
+
+    def __init__(self, look: Callable[[FrameType | None], BaseException | None]) -> None:
+        self._look, self._ends, self._number = look, MAKE_LOCK(), threading.get_ident()
+        self._raised: BaseException | None = None
+        self._before: Any = None
+        self._place: tuple[int, int] | None = None
+
+    def begin(self) -> None:
+        """Starts the thread that looks, where there is a way to end a wait."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if SEND is None or not is_main:
+            return
+        self._before = FIND_HANDLER(NUMBER)
+        if self._before is None:  # C's own, which could not be put back
+            return
+        SET_HANDLER(NUMBER, self._raise)
+        self._ends.acquire()
+        START(self._watch, ())
+
+    def end(self) -> None:
+        """Ends the thread that looks."""
+        if self._before is not None:
+            self._ends.release()
+            if FIND_HANDLER(NUMBER) == self._raise:
+                SET_HANDLER(NUMBER, self._before)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+        if callable(self._before):
+            self._before(number, frame)
+
+    def _watch(self) -> None:
+        while not self._ends.acquire(timeout=PERIOD):
+            self._raised = self._look(self._find_frame())
+            if self._raised is not None:
+                SEND(self._number, NUMBER)
+
+    def _find_frame(self) -> FrameType | None:
+        frame = list_thread_frames().get(self._number)
+        place = None if frame is None else (id(frame), frame.f_lasti)
+        before, self._place = self._place, place
+        return frame if place == before else None
