@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import data_parallel, gather, parallel_apply, replicate, scatter
 
 from labkit.devices.nvml import GpuMemory, GpuProcess, MemoryAnswer
 from labkit.errors import DeviceMissingError, UsageError
@@ -570,3 +571,77 @@ def test_data_parallel_on_one_gpu_is_its_module():
     given = torch.nn.Linear(512, 512), torch.randn(64, 512)
     found, alone = (estimate_memory(one, *given, device="24 GiB") for one in (step, step_alone))
     assert found.peak_bytes == alone.peak_bytes > 2_000_000 and found.obstacle is None
+
+
+def apply_in_parallel(layer, inputs):
+    return parallel_apply([layer], [(inputs,)])[0]
+
+
+def apply_function(layer, inputs):
+    return data_parallel(layer, inputs, device_ids=[0])
+
+
+def scatter_alone(layer, inputs):
+    return layer(scatter(inputs, [0])[0])
+
+
+def name_accelerator(layer, inputs):
+    device = torch.accelerator.current_accelerator()
+    return layer.to(device)(inputs.to(device))
+
+
+@pytest.mark.parametrize(
+    "act", [apply_in_parallel, apply_function, scatter_alone, name_accelerator]
+)
+def test_a_part_of_data_parallel_on_one_gpu_is_the_module(act):
+    def step(layer, inputs):
+        act(layer.cuda(), inputs.cuda()).sum().backward()
+
+    def step_alone(layer, inputs):
+        layer.cuda()(inputs.cuda()).sum().backward()
+
+    given = torch.nn.Linear(512, 512), torch.randn(64, 512)
+    found, alone = (estimate_memory(one, *given, device="24 GiB") for one in (step, step_alone))
+    assert found.peak_bytes == alone.peak_bytes > 2_000_000 and found.obstacle is None
+
+
+def test_what_is_gathered_is_a_copy():
+    def step(layer, inputs):
+        replicas = replicate(layer.cuda(), [0])
+        return gather(parallel_apply(replicas, scatter((inputs,), [0])), 0)
+
+    given = torch.nn.Linear(512, 1024), torch.randn(64, 512)
+    found = estimate_memory(step, *given, device="24 GiB", inference=True)
+    assert found.peak_bytes - found.kinds["parameters"] == 2 * 4 * 64 * 1024
+
+
+def test_two_modules_in_parallel_overlap():
+    def step(layer, inputs):
+        parallel_apply([layer, layer], [(one,) for one in inputs.chunk(2)])
+
+    estimate = estimate_memory(step, torch.nn.Linear(64, 64), torch.randn(8, 64), device="24 GiB")
+    assert "at the same time" in estimate.obstacle.reason
+
+
+def test_torchs_accelerator_is_the_gpu():
+    seen, accelerator = Record(), torch.accelerator
+
+    def step(inputs):
+        accelerator.synchronize()
+        accelerator.empty_cache()
+        accelerator.set_device_index(0)
+        accelerator.set_stream(accelerator.current_stream())
+        accelerator.reset_peak_memory_stats()
+        with torch.Stream(device="cuda") as stream, accelerator.device_index(0):
+            made = inputs * 2
+            made.record_stream(stream)
+        torch.Event(device="cuda").record()
+        seen.append((accelerator.is_available(), accelerator.device_count()))
+        seen.append(accelerator.memory_allocated())
+        seen.append(accelerator.get_memory_info())
+        return made
+
+    found = estimate_memory(step, torch.ones(1000), device="24 GiB")
+    assert found.peak_bytes == 8192 and found.obstacle is None
+    capacity = 24 << 30
+    assert seen.take()[:3] == [(True, 1), 8192, (capacity - 8192, capacity)]

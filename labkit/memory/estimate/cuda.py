@@ -21,7 +21,6 @@ import torch
 from torch._subclasses import fake_tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
-from torch.utils._pytree import tree_map
 
 from labkit.memory.balance.model import MIB
 from labkit.memory.estimate.model import Target
@@ -441,6 +440,7 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
         pin_memory=lambda tensor, *_, **__: tensor.clone(),
         is_pinned=lambda tensor, *_, **__: False,
         new_tensor=make_like,
+        record_stream=lambda tensor, stream: None,
         is_cuda=property(lambda tensor: tensor.device.type == "cuda"),
         get_device=lambda tensor: -1 if tensor.device.index is None else tensor.device.index,
     )  # fmt: skip
@@ -453,7 +453,7 @@ def move_tensors(mode: FakeMode) -> contextlib.ExitStack:
 class _Idle:
     """A CUDA event or stream: it waits for nothing and takes no time."""
 
-    cuda_stream, device = 0, NAMED
+    cuda_stream, device, device_index, stream_id = 0, NAMED, 0, 0
 
     def __init__(self, *others: Any, **named: Any) -> None: ...
 
@@ -464,6 +464,9 @@ class _Idle:
 
     def query(self) -> bool:
         return True
+
+    def is_capturing(self) -> bool:
+        return False
 
     def elapsed_time(self, other: Any) -> float:
         return 1.0
@@ -489,6 +492,13 @@ CALLS = """synchronize empty_cache set_device ipc_collect init _lazy_init manual
     reset_accumulated_memory_stats"""
 
 
+# What a GPU has tensors of.
+DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
+    torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
+)  # fmt: skip
+
+
 def _list_statistics(level: Any) -> Counter[str]:
     """What ``torch.cuda.memory_stats`` returns; 0 for what is not followed."""
     counts = Counter[str]()
@@ -498,20 +508,58 @@ def _list_statistics(level: Any) -> Counter[str]:
     return counts
 
 
-def _make_scatter(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``DataParallel.scatter``, which moves the inputs to its one GPU: torch's would need CUDA."""
+def _scatter(tensor: Any, devices: Any, sizes: Any, dim: int, streams: Any) -> list[Any]:
+    """Parts of a tensor, each on its GPU."""
+    parts = tensor.split(sizes, dim) if sizes else tensor.chunk(len(devices), dim)
+    return [
+        part.to(torch.device("cuda", number)) for part, number in zip(parts, devices, strict=False)
+    ]
 
-    def scatter(wrapper: Any, inputs: Any, named: Any, devices: Any) -> Any:
-        if len(devices) != 1:
-            return original(wrapper, inputs, named, devices)
-        device = torch.device("cuda", devices[0])
 
-        def move(value: Any) -> Any:
-            return value.to(device) if isinstance(value, torch.Tensor) else value
+def _move_first(scatter: Callable[..., Any]) -> Callable[..., Any]:
+    """``Scatter.forward``: it names a GPU by its number alone, which torch refuses without one."""
 
-        return (tree_map(move, inputs),), (tree_map(move, named),)
+    def forward(ctx: Any, devices: Any, sizes: Any, dim: int, given: Any) -> Any:
+        is_here = given.device.type != "cuda"
+        found = scatter(ctx, devices, sizes, dim, given.to("cuda") if is_here else given)
+        ctx.input_device = -1 if is_here else ctx.input_device
+        return found
 
-    return scatter
+    return forward
+
+
+def _gather(tensors: Any, dim: int, destination: int | None) -> Any:
+    """The tensors in one, on a GPU; -1 is the CPU."""
+    device = torch.device("cuda", destination or 0) if destination != -1 else CPU
+    return torch.cat([one.to(device) for one in tensors], dim)
+
+
+def _broadcast(tensors: Any, devices: Any, *size: int) -> list[list[Any]]:
+    """The tensors on each of the GPUs; those that are there already are no copies."""
+    return [[one.to(torch.device("cuda", number)) for one in tensors] for number in devices]
+
+
+def _list_accelerator(
+    memory: Callable[..., tuple[int, int]], levels: Callable[[], Any]
+) -> dict[str, Callable[..., Any]]:
+    """What answers ``torch.accelerator``, by the names of C's functions; some torch lacks some."""
+    nothing = (
+        "setDeviceIndex setStream synchronizeDevice maybeExchangeDevice emptyCache emptyHostCache"
+        " resetAccumulatedStats resetPeakStats"
+    )
+    answers: dict[str, Callable[..., Any]] = dict.fromkeys(nothing.split(), lambda *_: None)
+    answers |= {
+        "getAccelerator": lambda: torch.device("cuda"),
+        "getDeviceIndex": lambda: 0,
+        "exchangeDevice": lambda *_: 0,
+        "getStream": _Idle,
+        "isAllocatorInitialized": lambda: True,
+        "getDeviceStats": lambda *_: dict(_list_statistics(levels())),
+        "getMemoryInfo": memory,
+        "getDeviceCapability": lambda *_: {"supported_dtypes": {*DTYPES}},
+    }
+    found = {f"_accelerator_{name}": one for name, one in answers.items()}
+    return {name: one for name, one in found.items() if hasattr(torch._C, name)}
 
 
 def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.ExitStack:
@@ -567,10 +615,17 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
             max_memory_reserved=lambda *_, **__: levels().peak_bytes,
         )
     )
-    stack.enter_context(replace_in_thread(torch, Generator=HostGenerator))
-    scatter = _make_scatter(torch.nn.DataParallel.scatter)
-    stack.enter_context(replace_in_thread(torch.nn.DataParallel, scatter=scatter))
+    stack.enter_context(
+        replace_in_thread(torch, Generator=HostGenerator, Stream=_Idle, Event=_Idle)
+    )
+    kind = torch.nn.parallel._functions.Scatter
+    forward = staticmethod(_move_first(kind.forward))
+    stack.enter_context(replace_in_thread(kind, forward=forward))
     # A script may have imported the functions that call these.
-    inner = ("_cuda_synchronize", "_cuda_setDevice", "_cuda_emptyCache")
-    stack.enter_context(replace_in_thread(torch._C, **dict.fromkeys(inner, do_nothing)))
+    names = ("_cuda_synchronize", "_cuda_setDevice", "_cuda_emptyCache")
+    inner: dict[str, Callable[..., Any]] = dict.fromkeys(names, do_nothing)
+    inner |= _list_accelerator(tell_free, levels)
+    # What nn.parallel calls; a build without CUDA does not have them.
+    inner |= {"_scatter": _scatter, "_gather": _gather, "_broadcast_coalesced": _broadcast}
+    stack.enter_context(replace_in_thread(torch._C, **inner))
     return stack

@@ -253,21 +253,17 @@ class Simulation:
     @contextlib.contextmanager
     def hold_threads(self) -> Iterator[None]:
         """Waits, on exit, for the threads that the step has started; raises what has ended one."""
-        leave = self.checkpoints.threads.leave
+        fails_itself = True
         try:
             yield
-        except Exception as error:
-            leave(self.note, self.tracer.note_obstacle)
-            try:
+        except BaseException as error:
+            # An error of the step's own follows from what has ended a thread of it.
+            fails_itself = isinstance(error, Exception)
+            raise
+        finally:
+            self.checkpoints.threads.leave(self.note, self.tracer.note_obstacle)
+            if fails_itself:
                 self._played.raise_failure()
-            except BaseException as cause:
-                raise cause from error  # the step's own error follows from it
-            raise
-        except BaseException:
-            leave(self.note, self.tracer.note_obstacle)
-            raise
-        leave(self.note, self.tracer.note_obstacle)
-        self._played.raise_failure()
 
     def _list_patches(self) -> list[contextlib.AbstractContextManager[Any]]:
         """What of torch and transformers is replaced while the step runs, in this order."""

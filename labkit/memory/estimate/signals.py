@@ -10,6 +10,7 @@ import _thread
 import functools
 import math
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,9 @@ TIMERS = {
 }  # fmt: skip
 SENDING = ("raise_signal", "pidfd_send_signal")
 WAITING = ("pause", "sigwait", "sigwaitinfo")
-# Without names for numbers, which would take most of the time.
-FIND_HANDLER: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+# C's own functions: Python's find names for numbers, which would take most of the time.
+FIND_HANDLER: Any = sys.modules["_signal"].getsignal
+SET_HANDLER: Any = sys.modules["_signal"].signal
 
 
 class StepSignals:

@@ -17,15 +17,13 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, NamedTuple
 
+from labkit.memory.estimate.signals import FIND_HANDLER, SET_HANDLER
 from labkit.memory.track.frames import USER, Frame, is_user_file, judge_file, list_thread_frames
 
 LOCK, LOOP = "a lock", "an event loop"
 # What a signal's default is to ignore: one that arrives late does nothing.
 NUMBER: Any = getattr(signal, "SIGURG", None)
 PERIOD = 0.25
-# Without names for numbers, which would take most of the time.
-FIND_HANDLER: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
-SET_HANDLER: Any = getattr(signal.signal, "__wrapped__", signal.signal)
 SEND: Any = getattr(signal, "pthread_kill", None)
 START, MAKE_LOCK = _thread.start_new_thread, _thread.allocate_lock
 PLAIN = type(MAKE_LOCK())

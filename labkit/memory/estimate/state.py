@@ -35,6 +35,7 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 
 from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.signals import FIND_HANDLER
 from labkit.memory.track.frames import USER, judge_file
 from labkit.text import first_line
 
@@ -354,8 +355,6 @@ def _put_timer(which: int, timer: tuple[bool, float]) -> None:
 
 
 SIGNALS = tuple(map(int, signal.Signals))
-# Without names for numbers, which would take most of the time.
-FIND_HANDLER: Any = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 
 
 def _read_signals() -> dict[int, Any]:
