@@ -425,7 +425,8 @@ def test_what_was_written_over_with_unknown_values_is_unknown():
         counts += torch.randn(3)
         return other.tolist()
 
-    assert "item() at test_estimate.py" in estimate_memory(step).notes[0]
+    notes = estimate_memory(step).notes
+    assert "the value of a tensor at test_estimate.py" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -899,6 +900,8 @@ def test_a_loader_loads_in_the_process_itself(data, options, sizes):
     # Workers may be two batches ahead, each.
     ahead = min(2 * options.get("num_workers", 0), len(sizes) - 1)
     assert (estimate.lowest_bytes is not None) == (ahead > 0)
+    assert any("workers load ahead decide at" in one for one in estimate.notes) == (ahead > 0)
+    assert not any("random" in one for one in estimate.notes)
     assert estimate_memory(make_step, device="H100").lowest_bytes is None
 
 
@@ -1125,6 +1128,20 @@ def test_a_loss_that_is_only_shown_goes_through(capsys):
     assert len(estimate.notes) == 2
     assert "is unknown" in estimate.notes[0]
     assert estimate.lowest_bytes is None
+
+
+READS = {
+    "float()": lambda loss: [float(loss)],
+    "item()": lambda loss: math.exp(loss.item()),
+    "a tensor": lambda loss: (math.exp(loss), loss.tolist()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.parametrize("name", READS)
+def test_the_note_of_an_unknown_value_names_what_the_line_calls(name):
+    notes = estimate_memory(lambda inputs: READS[name](inputs.mean()), torch.ones(4)).notes
+    assert len(notes) == 1 and notes[0].startswith(f"the value of {name} at test_estimate.py:")
 
 
 @pytest.mark.parametrize("use", [bool, lambda one: one < 2, lambda one: one == 1])

@@ -719,8 +719,16 @@ def test_a_thread_that_goes_on_after_the_step_is_stopped(given):
     assert not seen.take()
 
 
-def test_what_goes_on_in_a_pool_from_before_makes_a_lower_bound(given):
-    pool, goes_on = ThreadPoolExecutor(1), Record()
+LENDERS = {
+    "an executor": (ThreadPoolExecutor(1), "submit"),
+    "a pool of multiprocessing": (multiprocessing.pool.ThreadPool(1), "apply_async"),
+}
+
+
+@pytest.mark.parametrize("name", LENDERS)
+def test_what_goes_on_in_a_pool_from_before_makes_a_lower_bound(name, given):
+    pool, give = LENDERS[name]
+    goes_on = Record()
     goes_on.append(True)
 
     def work():
@@ -728,16 +736,16 @@ def test_what_goes_on_in_a_pool_from_before_makes_a_lower_bound(given):
             time.sleep(0.001)
 
     def step(model, optimizer, inputs):
-        pool.submit(work)
+        getattr(pool, give)(work)
         model(inputs)
 
     other = threading.Timer(3, goes_on.take)
     other.start()
     obstacle = estimate_memory(step, *given).obstacle
     other.join()
-    assert "wait for its result" in obstacle.reason
-    assert pool.submit(int).result(9) == 0
-    pool.shutdown()
+    assert "wait for its result" in obstacle.reason and obstacle.frame.function == "step"
+    made = getattr(pool, give)(int)
+    assert (made.result(9) if give == "submit" else made.get(9)) == 0
 
 
 def serve_a_queue(model, inputs):

@@ -466,12 +466,16 @@ class Simulation:
         return self.tracer.levels.get(self.device, Level())
 
     def note_unknown(self, function: str) -> None:
-        """Adds a note about a function whose value is unknown, with the user's line."""
+        """Adds a note about a function whose value is unknown, with the user's line.
+
+        C calls ``float()``, and torch ``item()``, for what the line itself calls otherwise.
+        """
         frames = find_user_frames()
+        is_named = frames and function.partition("(")[0] in frames[0].source
+        shown = function if is_named else "a tensor"
         where = f" at {frames[0].where}" if frames else ""
         self.note(
-            f"the value of {function}{where} is unknown:"
-            " what is printed or decided by it is no result"
+            f"the value of {shown}{where} is unknown: what is printed or decided by it is no result"
         )
 
     def _note_order(self) -> None:
@@ -479,7 +483,7 @@ class Simulation:
 
     def _loads_ahead(self) -> bool:
         # For a GPU, what is not moved to it yet does not count.
-        return self._target.kind == "cpu" and not self.assumptions.decide(drawn=True)
+        return self._target.kind == "cpu" and self.assumptions.loads_ahead()
 
     def _note_script(self, module: Any) -> Any:
         self.scripted = True

@@ -23,7 +23,6 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from concurrent.futures import Future
 from concurrent.futures import thread as pools
 from multiprocessing import context
@@ -89,6 +88,7 @@ GOES_ON = "thread {!r}, which the step starts, goes on after it: the simulation 
 STAYS = "thread {!r}, which the step starts, goes on after it and cannot be stopped: it stays"
 CANCELLED = "a Timer that the step starts ends after it: its function is not simulated"
 NOW, JOIN, IS_ALIVE = time.monotonic, threading.Thread.join, threading.Thread.is_alive
+SLEEP, PAUSE = time.sleep, 0.002
 LOGGING = re.compile(r"[/\\]logging[/\\]\w+\.py$")
 # Where torch keeps what it compiles and downloads.
 CACHES = re.compile(
@@ -164,7 +164,7 @@ class StepThreads:
         self._users: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         # How often a thread of a pool now works for the step, and what the step has given to pools.
         self._lent: Counter[int] = Counter()
-        self._given: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+        self._given: weakref.WeakSet[Any] = weakref.WeakSet()
         # What plays the work of other threads, once there is a simulation.
         self.player: PlayedThreads | None = None
         # The threads before the first one that has no object of Python's.
@@ -298,12 +298,16 @@ class StepThreads:
                 return submit(pool, function, *arguments, **named)
             run, work = self.make_run(function, pool)
             made = submit(pool, run, *arguments, **named)
-            self._given.add(made)
-            setattr(made, WORK, work)
-            self.settle(made, functools.partial(IS_DONE, made))
+            self.keep_given(made, work)
             return made
 
         return answer
+
+    def keep_given(self, made: Any, work: Any) -> None:
+        """Keeps the result of what the step has given to a thread from before, and its work."""
+        self._given.add(made)
+        setattr(made, WORK, work)
+        self.settle(made, functools.partial(is_done, made))
 
     def run(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
         """The function's result, with which the running thread works for the step."""
@@ -333,8 +337,10 @@ class StepThreads:
             WAITS.stop(thread)
             _stop_thread(thread)
         # A thread of a pool from before is not ended: what it does for the step cannot be stopped.
-        for work in (getattr(one, WORK, None) for one in self._given if not IS_DONE(one)):
-            refuse(EstimateObstacle("a pool's work", RUNS_ON, work and work.frame))
+        for work in (getattr(one, WORK, None) for one in self._given if not is_done(one)):
+            refuse(
+                EstimateObstacle("the work of a thread from before", RUNS_ON, work and work.frame)
+            )
         WAITS.free(left)
         deadline = NOW() + LEFT_SECONDS
         for thread in left:
@@ -356,8 +362,9 @@ class StepThreads:
 
     def _wait(self) -> None:
         deadline = NOW() + LEFT_SECONDS
-        if self._given:
-            futures.wait(list(self._given), timeout=LEFT_SECONDS)
+        for made in list(self._given):
+            while not is_done(made) and NOW() < deadline:
+                SLEEP(PAUSE)
         for thread in list(self._started):
             calm = 0  # once is by chance, between two pieces of work
             while IS_ALIVE(thread) and calm < 3 and NOW() < deadline:
@@ -380,12 +387,12 @@ class StepThreads:
     def are_over(self) -> bool:
         """True when none of them works any more."""
         works = any(one.is_alive() for one in self._started)
-        return self.own is None and not works and all(one.done() for one in self._given)
+        return self.own is None and not works and all(map(is_done, self._given))
 
 
-def is_future_done(one: Future[Any]) -> bool:
-    """Whether a future is done, without the step's looking at it."""
-    return IS_DONE(one)
+def is_done(one: Any) -> bool:
+    """Whether the result of a pool's or a loop's work is there, without the step's looking."""
+    return IS_DONE(one) if isinstance(one, Future) else bool(one._event.is_set())
 
 
 def _stop_thread(thread: threading.Thread) -> None:

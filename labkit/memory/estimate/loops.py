@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from labkit.memory.estimate.cuda import MadeReplacements
-from labkit.memory.estimate.guard import WORK, StepThreads, is_future_done
+from labkit.memory.estimate.guard import StepThreads
 
 
 class PlayedCoroutine(Coroutine[Any, Any, Any]):
@@ -91,8 +91,7 @@ class HeldLoops:
                 return run(coroutine, loop)
             play, work = self.threads.make_player(loop)
             made = run(PlayedCoroutine(coroutine, play), loop)
-            setattr(made, WORK, work)
-            self.threads.settle(made, functools.partial(is_future_done, made))
+            self.threads.keep_given(made, work)
             return made
 
         return answer

@@ -37,7 +37,7 @@ MOST_TRIES = 24
 ORDER = "what the process has run before decides the order of a double backward pass"
 MOST_CHECKS = 6
 COPIED = "{} may copy arguments that are not contiguous"
-DRAWN = "random numbers or the time"
+DRAWN, AHEAD = "random numbers or the time", "the batches that workers load ahead"
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
 
 
@@ -310,7 +310,7 @@ def estimate_work(work: Work, target: Target) -> Estimate:
         made, assumptions = _follow(work, target, answer=answer, began_ns=began_ns)
         (failures if isinstance(made, UsageError) else found).append(made)  # type: ignore[arg-type]
         ways.append(assumptions)
-        if not (assumptions.asked or assumptions.reorders or assumptions.copied):
+        if not assumptions.has_ways:
             break
     if not found:
         raise failures[0] from failures[0].__cause__
@@ -332,14 +332,15 @@ def _note_ways(ways: list[Assumptions], lowest: int, highest: int) -> str | None
     """What decides which way a step goes, and how much; None if it is nothing that matters."""
     asked = list(dict.fromkeys(place for one in ways for place in one.places))
     drawn = list(dict.fromkeys(place for one in ways for place in one.drawn))
+    ahead = list(dict.fromkeys(place for one in ways for place in one.ahead))
     same = lowest == highest
     if same and not asked:
         return None
-    words = [*["unknown values"][: len(asked)], *[DRAWN][: len(drawn)]]
+    words = [*["unknown values"][: len(asked)], *[DRAWN][: len(drawn)], *[AHEAD][: len(ahead)]]
     copied = dict.fromkeys(name for one in ways for name in one.copied)
     note = COPIED.format(shorten(", ".join(copied), 200)) if copied else ORDER
     if words:
-        lines = ", ".join(dict.fromkeys(asked + drawn))
+        lines = ", ".join(dict.fromkeys(asked + drawn + ahead))
         note = f"{' and '.join(words)} decide at {shorten(lines, 200)}"
     if not same:
         return f"{note}: the peak is at least {format_bytes(lowest)}"

@@ -18,7 +18,7 @@ from multiprocessing import pool
 from typing import Any
 
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_attributes
-from labkit.memory.estimate.guard import WORK, StepThreads, is_future_done
+from labkit.memory.estimate.guard import WORK, StepThreads, is_done
 from labkit.memory.estimate.held import HeldQueue, LiveIteratorError, drop_item, refuse_taking
 
 MADE = "labkit_made"
@@ -197,19 +197,13 @@ def _wrap_work(give: Callable[..., Any], threads: Any) -> Callable[..., Any]:
             run, work = threads.make_run(function, one)
             made = give(one, run, *arguments, **named)
             if hasattr(made, "ready"):
-                setattr(made, WORK, work)
-                threads.settle(made, functools.partial(is_done, made))
+                threads.keep_given(made, work)
             return made
         raise LiveIteratorError(
             f"a {type(one).__name__} of processes", FIX_POOL, "gives work to", CAUSE
         )
 
     return answer
-
-
-def is_done(one: Any) -> bool:
-    """Whether a result is there, without the step's looking at it."""
-    return is_future_done(one) if isinstance(one, Future) else bool(one._event.is_set())
 
 
 def _mark(begin: Callable[..., None], is_step: Callable[[], bool]) -> Callable[..., None]:

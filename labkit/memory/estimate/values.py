@@ -58,7 +58,8 @@ class Assumptions:
     ``changed`` are the decisions with the other answer.
     ``places`` counts the decisions of each line, ``drawn`` the numbers that it drew.
     ``steps`` counts the steps that have begun, and ``began_ns`` is the time of the first way's.
-    ``copied`` counts the operators that may copy an argument that is not contiguous.
+    ``ahead`` counts the iterations of each line whose workers may load ahead, and ``copied`` the
+    operators that may copy an argument that is not contiguous.
     ``reorders`` is True once the order of a backward pass depends on more than the step.
     """
 
@@ -69,6 +70,7 @@ class Assumptions:
         self.began_ns = time.time_ns() if began_ns is None else began_ns
         self.reorders = False
         self.copied: Counter[str] = Counter()
+        self.ahead: Counter[str] = Counter()
         self.steps = 0
         self.places: Counter[str] = Counter()
         self.drawn: Counter[str] = Counter()
@@ -80,6 +82,11 @@ class Assumptions:
     def asked(self) -> int:
         """How many answers there were."""
         return self.places.total() + self.drawn.total()
+
+    @property
+    def has_ways(self) -> bool:
+        """Whether the other answer may lead to another figure."""
+        return bool(self.asked or self.reorders or self.copied or self.ahead)
 
     def begin_step(self) -> None:
         """Counts the decisions of each line from one again."""
@@ -105,6 +112,11 @@ class Assumptions:
         """Whether the operator copies its arguments that are not contiguous."""
         self.copied[name] += 1
         return self.answer
+
+    def loads_ahead(self) -> bool:
+        """Whether the workers of a DataLoader are ahead of the step."""
+        self.ahead[_find_line()] += 1
+        return not self.answer
 
     def find_change(self, tried: Collection[Change]) -> Change | None:
         """What to decide differently after an error: the latest decision, or all of its line.
