@@ -68,7 +68,10 @@ def test_a_chunk_of_an_engine_that_does_not_run_is_noted_text(tmp_path, engine, 
     if engine == "python2":
         assert note.startswith(f"not run: {count} block")
     else:
-        assert f" of {{{engine.partition(',')[0].lower()}}};" in note
+        name = engine.partition(",")[0].lower()
+        lines = "lines 1, 5, 9" if count > 1 else "line 1"
+        assert f" of {{{name}}} ({lines}); the" in note
+        assert ("runs in knitr alone" in note) == (name in {"rcpp", "stan", "sql", "css"})
 
 
 @pytest.mark.parametrize("words", ["asis", "=html", "mermaid", "verbatim", ".zsh"])
@@ -132,7 +135,7 @@ def test_the_option_engine_names_what_runs(tmp_path):
     notebook = read(tmp_path, "b.Rmd", text.replace("bash", "zsh"))
     assert list_code(notebook) == ["2"]
     assert note_not_run(notebook) == [
-        "not run: 1 cell of {zsh}; the document's kernel runs python",
+        "not run: 1 cell of {zsh} (line 1); the document's kernel runs python",
     ]
     quarto = read(tmp_path, "a.qmd", text)
     assert list_code(quarto) == ["2"]
@@ -281,8 +284,12 @@ def test_a_readme_runs_its_own_language_alone(tmp_path, end):
         assert f"{line}\n" in text
     assert ".noeval" not in str(notebook)
     (note,) = note_not_run(notebook)
-    counts = "1 cell of {console}, 2 cells of {bash}, 1 cell of {sh}, 1 cell of {ruby}"
-    assert note == f"not run: {counts}, 1 cell of {{html}}; the document's kernel runs python"
+    blocks = {"console": [3], "bash": [7, 15], "sh": [11], "ruby": [29], "html": [33]}
+    assert note.endswith("; the document's kernel runs python")
+    for language, lines in blocks.items():
+        shown = f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines))}"
+        assert f"of {{{language}}} ({shown})" in note
+        assert all(README.splitlines()[line - 1].startswith(f"```{language}") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +314,7 @@ def test_a_document_of_one_other_language_keeps_it(tmp_path):
     notebook = read(tmp_path, "a.md", "```bash\nnpm i\n```\n\n```js\nlet x = 1\n```\n")
     assert list_code(notebook) == ["let x = 1"]
     assert note_not_run(notebook) == [
-        "not run: 1 cell of {bash}; the document's kernel runs js",
+        "not run: 1 cell of {bash} (line 1); the document's kernel runs js",
     ]
 
 
@@ -369,11 +376,34 @@ def test_knitrs_options_count_in_r_markdown(tmp_path):
     tags = list_tags(notebook)
     assert tags == [[ALLOW], [SKIP, ALLOW], [], *[[SKIP, ALLOW]] * 6]
     languages, options = note_not_run(notebook)
-    assert languages.startswith("not run: 1 cell of {r}, 1 cell of {sql};")
+    assert languages.startswith("not run: 1 cell of {r} (line 1), 1 cell of {sql} (line 45);")
+    assert languages.endswith("{r} needs a kernel of its own, {sql} runs in knitr alone")
     assert options == (
-        "not run: 5 cells with eval=FALSE, 1 cell with eval=has_gpu, 1 cell with eval=nrow(x) > 0;"
-        " R code in an option is not evaluated"
+        "not run: 5 cells with eval=FALSE (lines 9, 17, 21, 26 ...), 1 cell with eval=has_gpu"
+        " (line 31), 1 cell with eval=nrow(x) > 0 (line 35); R code in an option is not evaluated"
     )
+
+
+@pytest.mark.parametrize("word", ["engine: bash", "engine='bash'", 'echo=FALSE, engine = "bash"'])
+@pytest.mark.parametrize("chunk", ["python", "r"])
+def test_an_option_in_a_chunks_first_lines_names_what_runs(tmp_path, chunk, word):
+    text = f"```{{{chunk}}}\n#| {word}\nls\n```\n\n{OF_PYTHON}"
+    notebook = read(tmp_path, "a.Rmd", text)
+    assert list_code(notebook) == [f"%%bash\n#| {word}\nls", "2"]
+    quarto = read(tmp_path, "a.qmd", text)
+    assert list_code(quarto) == ["2"]
+    assert "1 cell of {bash} (line 1)" in note_not_run(quarto)[0]
+
+
+def test_the_lines_of_what_is_left_out_are_those_of_the_document(tmp_path):
+    header = "---\ntitle: a\njupytext: false\n---\n\n"
+    chunks = "```{r}\n1\n```\n\n1. so\n   ```{sql}\n   1\n   ```\n\n```{r}\n1\n```\n\n"
+    skipped = "```{python}\n#| eval: false\n1\n```\n"
+    text = f"{header}{OF_PYTHON}\n{chunks}{skipped}{OF_PYTHON}"
+    for name in ("a.Rmd", "a.qmd"):
+        left, options = note_not_run(read(tmp_path, name, text))
+        assert left.startswith("not run: 2 cells of {r} (lines 10, 19), 1 cell of {sql} (line 15);")
+        assert options == "not run: 1 cell with eval=FALSE (line 23)"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 # In the metadata of a text cell: the language of the code in it, or a list of them, which is not
 # run.
 LANGUAGE_KEY = "labkit_language"
+# Beside it, or in the metadata of a code cell that an option keeps from running: the lines of the
+# document, from 1, in which these blocks begin.
+LINES_KEY = "labkit_lines"
 # In the metadata of a code cell: the option that keeps it from running, as it is written.
 OPTION_KEY = "labkit_not_run"
 
@@ -33,6 +36,12 @@ PYTHONS = ("python", "python3")
 WITHOUT_MAGIC = ("r", "julia", "octave", "matlab", "stata", "sas", "scala")
 # Of R Markdown's engines those that run in the kernel beside its own language, as knitr runs them.
 ENGINES = (*PYTHONS, "bash", "sh")
+# Those that knitr, or a package for it, has and Jupyter does not.
+KNITR_ENGINES = (
+    *("sql", "stan", "rcpp", "c", "cc", "fortran", "fortran95", "awk", "sed", "gawk", "haskell"),
+    *("coffee", "css", "sass", "scss", "lein", "node", "go", "groovy", "psql", "mysql", "eviews"),
+    *("targets", "bslib", "proof", "block", "block2", "glue", "gluesql", "webr", "pyodide"),
+)
 # Those that compute nothing: knitr or the page shows what they have.
 SHOWN = ("asis", "cat", "comment", "dot", "embed", "mermaid", "ojs", "tikz", "verbatim", "exercise")
 
@@ -143,6 +152,20 @@ def read_engine(rest: str) -> tuple[str, str]:
     return engine.lower(), found["words"].rstrip()
 
 
+_ENGINE_OPTION = re.compile(r"(?:^|,)\s*engine\s*[:=]\s*[\"']?(?P<engine>[A-Za-z][\w+#-]*)")
+
+
+def read_engine_option(lines: Iterable[str]) -> str:
+    """The engine that a chunk's first lines name, in lower case; "" if they name none.
+
+    >>> read_engine_option(["#| echo: false", "#| engine: bash", "ls"])
+    'bash'
+    """
+    options = takewhile(bool, map(OPTION.match, lines))
+    found = (_ENGINE_OPTION.search(one[1]) for one in options if one)
+    return next((one["engine"].lower() for one in found if one), "")
+
+
 def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftBlocks:
     """R Markdown, for jupytext, with the chunks of engines that do not run marked as text.
 
@@ -152,7 +175,7 @@ def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftB
     backticks, no blank before the engine, which is the one that knitr's ``engine=`` names. Chunks
     in lists are not found: `unindent_chunks` comes before.
     """
-    lines, marks = text.split("\n"), dict[str, tuple[str, str]]()
+    lines, marks, chunks = text.split("\n"), dict[str, tuple[str, str]](), list[int]()
 
     def mark(number: int, ticks: str, language: str = "") -> None:
         name = f"{ticks}labkit_{number}"
@@ -168,6 +191,7 @@ def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftB
         ticks, start = opening["ticks"], place
         end = _find_close(lines, start + 1, ticks)
         engine, words = read_engine(opening["rest"])
+        engine = (engine and read_engine_option(lines[start + 1 : end])) or engine
         runs = engine in known and (has_magics or engine in (*ENGINES, *WITHOUT_MAGIC))
         inner = [at for at in range(start + 1, end) if lines[at].startswith("```")]
         if not runs:
@@ -178,6 +202,7 @@ def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftB
             for at in [*inner, *range(end, min(end + 1, len(lines)))] if len(ticks) > 3 else inner:
                 mark(at, ".")
         else:
+            chunks.append(start)
             # jupytext counts the brackets in a quoted text, too.
             words = _QUOTED.sub(lambda text: re.sub(r"[{}()\[\]]", "", text[0]), words)
             lines[start] = f"```{{{_spell_engine(opening['rest'], engine)}{words}}}"
@@ -185,7 +210,7 @@ def leave_engines(text: str, known: Sequence[str], *, has_magics: bool) -> LeftB
             for at in inner if len(ticks) > 3 else ():
                 mark(at, ".")
         place = end + 1
-    return LeftBlocks("\n".join(lines), marks)
+    return LeftBlocks("\n".join(lines), marks, chunks)
 
 
 def _spell_engine(rest: str, engine: str) -> str:
@@ -222,23 +247,30 @@ class Fence(NamedTuple):
 class LeftBlocks(NamedTuple):
     """A document whose blocks in other languages are text, and what was written for each mark.
 
-    With it is the block's language, "" in a comment of HTML: nobody sees that block.
+    With it is the block's language, "" in a comment of HTML: nobody sees that block. ``chunks`` are
+    the lines, from 0, in which the chunks of R Markdown begin that are not marked.
     """
 
     text: str
     marks: Mapping[str, tuple[str, str]]
+    chunks: Sequence[int] = ()
 
-    def restore(self, cells: Iterable[Any]) -> None:
-        """Gives the lines of the blocks back, and notes in each cell which languages it has."""
+    def restore(self, cells: Iterable[Any], before: int) -> None:
+        """Gives the lines of the blocks back, and notes in each cell which languages it has.
+
+        ``before`` is how many lines the document has before this text.
+        """
         for cell in cells:
             lines, left = cell.source.split("\n"), []
             for place, line in enumerate(lines):
                 if line in self.marks:
                     lines[place], language = self.marks[line]
-                    left += [language] * bool(language)
+                    number = before + 1 + int(line.rpartition("_")[2])
+                    left += [(language, number)] * bool(language)
             cell.source = "\n".join(lines)
             if left:
-                cell.metadata[LANGUAGE_KEY] = left
+                cell.metadata[LANGUAGE_KEY] = [language for language, _ in left]
+                cell.metadata[LINES_KEY] = [number for _, number in left]
 
 
 def leave_blocks(text: str, known: Sequence[str]) -> LeftBlocks:

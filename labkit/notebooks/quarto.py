@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 
 from labkit.notebooks.fences import (
     LANGUAGE_KEY,
+    LINES_KEY,
+    OPTION_KEY,
     WITHOUT_MAGIC,
     apply_options,
     read_engine,
+    read_engine_option,
     read_fence_options,
     read_lines,
     read_yaml,
@@ -34,13 +37,14 @@ KERNELS = {"python": "python3", "r": "ir"}
 class Part(NamedTuple):
     """Lines of the file, and the language and code of a block; None for text.
 
-    ``words`` are all that its braces have.
+    ``words`` are all that its braces have, and ``line`` is where the block begins, from 0.
     """
 
     text: str
     language: str | None = None
     code: str = ""
     words: str = ""
+    line: int = 0
 
 
 def read_quarto(text: str) -> Any:
@@ -52,7 +56,9 @@ def read_quarto(text: str) -> Any:
     """
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_raw_cell
 
-    header, lines = split_header(text.splitlines())
+    whole = text.splitlines()
+    header, lines = split_header(whole)
+    before = len(whole) - len(lines)
     settings = read_yaml("\n".join(header))
     parts = list(_split_parts(lines))
     spec = _find_kernelspec(settings, parts)
@@ -66,9 +72,13 @@ def read_quarto(text: str) -> Any:
             shared = common if isinstance(common, Mapping) else {}
             own = {**read_fence_options(part.words), **read_lines(part.code)}
             apply_options(cell, {**shared, **own})
+            if OPTION_KEY in cell.metadata:
+                cell.metadata[LINES_KEY] = [before + part.line + 1]
             notebook.cells.append(cell)
         elif part.text.strip():
-            marks = {LANGUAGE_KEY: part.language} if part.language else {}
+            marks: dict[str, Any] = {}
+            if part.language:
+                marks = {LANGUAGE_KEY: part.language, LINES_KEY: [before + part.line + 1]}
             notebook.cells.append(new_markdown_cell(part.text.strip("\n"), metadata=marks))
     return notebook
 
@@ -91,7 +101,8 @@ def _split_parts(lines: Sequence[str]) -> Iterator[Part]:
             yield Part("\n".join(words))
             words = []
             code = textwrap.dedent("\n".join(lines[place + 1 : end]))
-            yield Part("\n".join(lines[place : end + 1]), language, code, opening["rest"])
+            language = read_engine_option(lines[place + 1 : end]) or language
+            yield Part("\n".join(lines[place : end + 1]), language, code, opening["rest"], place)
         place = end + 1
     yield Part("\n".join(words))
 

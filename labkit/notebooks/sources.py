@@ -24,7 +24,9 @@ from labkit.errors import UsageError
 from labkit.files import name_kind, read_regular
 from labkit.notebooks.fences import (
     BLOCKS_KEY,
+    KNITR_ENGINES,
     LANGUAGE_KEY,
+    LINES_KEY,
     NO_CODE,
     OPTION_KEY,
     SHELLS,
@@ -284,8 +286,10 @@ def _read_script(path: Path, text: str) -> Any:
 
     kind, known = path.suffix[1:], [one.lower() for one in _JUPYTER_LANGUAGES]
     blocks, is_notebook = None, is_declared(text)
+    before = text.count("\n")
     if kind != "py":
         text = drop_scalars(text)
+    before -= text.count("\n")  # lines of the header
     if kind == "Rmd":
         has_magics = is_notebook or "%load_ext" in text
         blocks = leave_engines(unindent_chunks(text), known, has_magics=has_magics)
@@ -300,7 +304,14 @@ def _read_script(path: Path, text: str) -> Any:
         main = "R" if "%%R" in others and not {"%%python", "%%python3"} & others else "python"
         notebook = jupytext.reads(declare_language(text, main), fmt=kind)
     if blocks:
-        blocks.restore(notebook.cells)
+        blocks.restore(notebook.cells, before)
+        _number_chunks(notebook.cells, [before + 1 + place for place in blocks.chunks])
+    _mark_left(notebook, kind, known)
+    return notebook
+
+
+def _mark_left(notebook: Any, kind: str, known: Sequence[str]) -> None:
+    """Makes text of what does not run, by its language, and tags what is skipped by its options."""
     # In a script the magic is the author's own, and a run without it fails.
     _leave_other_languages(notebook, (*known, *WITHOUT_MAGIC) if kind != "py" else WITHOUT_MAGIC)
     if kind != "py":
@@ -313,7 +324,17 @@ def _read_script(path: Path, text: str) -> Any:
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 apply_options(cell, {**common, **_read_chunk_options(cell)})
-    return notebook
+    for cell in notebook.cells:
+        if not {LANGUAGE_KEY, OPTION_KEY} & cell.metadata.keys():
+            cell.metadata.pop(LINES_KEY, None)
+
+
+def _number_chunks(cells: Sequence[Any], lines: Sequence[int]) -> None:
+    """Notes in which line of the document each code cell begins, where each has one."""
+    chunks = [cell for cell in cells if cell.cell_type == "code"]
+    if len(chunks) == len(lines):
+        for cell, line in zip(chunks, lines, strict=True):
+            cell.metadata[LINES_KEY] = [line]
 
 
 def _find_main_language(notebook: Any) -> str:
@@ -417,17 +438,30 @@ def has_code(notebook: Any) -> bool:
     return any(cell.cell_type == "code" and cell.source.strip() for cell in notebook.cells)
 
 
+# What keeps an engine's chunks from running, besides that the kernel runs another language.
+KERNEL_OF_ITS_OWN, OF_KNITR = "needs a kernel of its own", "runs in knitr alone"
+# The most lines that a note lists of one kind.
+MOST_LINES = 4
+
+
 def note_not_run(notebook: Any) -> list[str]:
     """Which blocks of code a run leaves out, as notes; none if the kernel runs all of them."""
-    left: list[str] = []
+    left: dict[str, list[int | None]] = {}
+    options: dict[str, list[int | None]] = {}
     for cell in notebook.cells:
-        languages = cell.metadata.get(LANGUAGE_KEY, [])
-        left += [languages] if isinstance(languages, str) else map(str, languages)
+        found = cell.metadata.get(LANGUAGE_KEY, [])
+        languages = [found] if isinstance(found, str) else [str(one) for one in found]
+        lines = cell.metadata.get(LINES_KEY) or [None] * max(1, len(languages))
+        for language, line in zip(languages, lines, strict=False):
+            left.setdefault(language, []).append(line)
+        if OPTION_KEY in cell.metadata:
+            options.setdefault(cell.metadata[OPTION_KEY], []).append(lines[0])
     notes = [] if has_code(notebook) else [NO_CODE]
     if left:
-        counts = [f"{plural(left.count(one), 'cell')} of {{{one}}}" for one in dict.fromkeys(left)]
+        counts = [_count_cells(lines, f"of {{{one}}}") for one, lines in left.items()]
         language = notebook.metadata.get("kernelspec", {}).get("language", "python")
-        notes.append(f"not run: {', '.join(counts)}; the document's kernel runs {language}")
+        why = "".join(f", {{{one}}} {_explain(one)}" for one in left if _explain(one))
+        notes.append(f"not run: {', '.join(counts)}; the document's kernel runs {language}{why}")
     blocks = sum(cell.metadata.get(BLOCKS_KEY, 0) for cell in notebook.cells)
     if blocks:
         notes.append(
@@ -435,15 +469,28 @@ def note_not_run(notebook: Any) -> list[str]:
             " text for jupytext: indented, quoted, in other marks than ```python, or beside"
             " {code-cell}"
         )
-    options = [cell.metadata[OPTION_KEY] for cell in notebook.cells if OPTION_KEY in cell.metadata]
     if options:
-        counts = [
-            f"{plural(options.count(one), 'cell')} with {one}" for one in dict.fromkeys(options)
-        ]
+        counts = [_count_cells(lines, f"with {one}") for one, lines in options.items()]
         unknown = any(not one.endswith("=FALSE") for one in options)
         why = "; R code in an option is not evaluated" if unknown else ""
         notes.append(f"not run: {', '.join(counts)}{why}")
     return notes
+
+
+def _count_cells(lines: Sequence[int | None], words: str) -> str:
+    """How many cells of a kind there are, and in which lines; some, where there are many."""
+    count = f"{plural(len(lines), 'cell')} {words}"
+    known = [str(line) for line in lines if line is not None]
+    if len(known) < len(lines):
+        return count
+    shown = ", ".join(known[:MOST_LINES]) + " ..." * (len(known) > MOST_LINES)
+    return f"{count} (line{'s' * (len(known) > 1)} {shown})"
+
+
+def _explain(engine: str) -> str:
+    if engine in WITHOUT_MAGIC:
+        return KERNEL_OF_ITS_OWN
+    return OF_KNITR if engine in KNITR_ENGINES else ""
 
 
 # A cell of any language may begin with options, in comments of its language.
