@@ -1133,7 +1133,7 @@ def test_a_loss_that_is_only_shown_goes_through(capsys):
 READS = {
     "float()": lambda loss: [float(loss)],
     "item()": lambda loss: math.exp(loss.item()),
-    "a tensor": lambda loss: (math.exp(loss), loss.tolist()),
+    "a tensor": lambda items: (math.exp(items), items.tolist()),
 }
 
 

@@ -471,7 +471,7 @@ class Simulation:
         C calls ``float()``, and torch ``item()``, for what the line itself calls otherwise.
         """
         frames = find_user_frames()
-        is_named = frames and function.partition("(")[0] in frames[0].source
+        is_named = frames and function.removesuffix(")") in frames[0].source
         shown = function if is_named else "a tensor"
         where = f" at {frames[0].where}" if frames else ""
         self.note(

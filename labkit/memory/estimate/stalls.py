@@ -71,8 +71,10 @@ def _is_acquiring(frame: FrameType) -> bool:
         done.pop()
     if not call.opname.startswith(("CALL", "PRECALL")) or not done:
         return False
-    if call.opname == "CALL_FUNCTION_EX":  # a thread's function
-        return any(map(_is_acquire, frame.f_locals.values()))
+    if call.opname == "CALL_FUNCTION_EX":
+        # A thread's function. A frame whose variables are looked at keeps them until it ends.
+        own = not is_user_file(frame.f_code.co_filename)
+        return own and any(map(_is_acquire, frame.f_locals.values()))
     if call.arg == 1 and done[-1].argval is True and len(done) > 1:
         done.pop()
     elif call.arg:
