@@ -405,6 +405,12 @@ ENDING = KnownError(
         rf"^{_PROGRAM}?{_PARTS}(?: [\w.:/#-]{{1,40}})? timed out\b",
         rf"^{_PROGRAM}?(?:checksum|hash|digest|signature|size|version) mismatch\b",
         rf"^{_PROGRAM}?[\w./-]{{1,80}} (?:is|are) not (?:a valid|a|an) [a-z]",
+        rf"^{_PROGRAM}?(?:missing required|too few|too many) arguments?\b",
+        rf"^{_PROGRAM}(?:option|argument|parameter) \S{{1,60}} is required\b",
+        rf"^{_PROGRAM}?(?:[a-z]{{1,20}} )?(?:quota|limit) exceeded\b",
+        rf"^{_PROGRAM}?{_PARTS}(?: {_NUMBER}){{0,2}} (?:died|disconnected unexpectedly"
+        r"|ended prematurely)\b",
+        rf"^{_PROGRAM}?(?:oops, )?something went wrong\b",
         rf"^{_PROGRAM}?expected \S.{{0,80}} (?:but |, )?got \S",
         rf"^{_PROGRAM}(?:no space left|permission denied|access denied|no route to host"
         r"|out of memory|broken pipe|connection reset by peer|not found|device busy|disk full)\b",
@@ -415,9 +421,9 @@ ENDING = KnownError(
     unless=rf"{HEALTHY}|(?<![\w-])(?:if|when|whenever|unless|otherwise|in case|should|may|might"
     r"|will(?! not)|would|ignor\w{1,4}|skip\w{1,4}|warn\w{0,4}|retrying|fall\w{0,3} ?back"
     r"|default to|using (?:the )?defaults?|instead|optional\w{0,2}|continu\w{1,4}"
-    r"|disabl\w{1,3}|passed|succe\w{1,10}|by (?:the )?user|telemetry|downloading|fetching|pulling|creating|writing"
-    r"|building|trying|proceeding|moving on|next attempt|filter\w{0,3}|no job control"
-    r"|unable to register)(?![\w-])"
+    r"|disabl\w{1,3}|passed|succe\w{1,10}|by (?:the )?user|telemetry|downloading|fetching|pulling"
+    r"|creating|writing|building|trying|proceeding|moving on|next attempt|filter\w{0,3}"
+    r"|no job control|unable to register)(?![\w-])"
     # A paragraph of a text, a heading, a list, code.
     r"|[a-z)]\.\x20[A-Z][a-z]{0,20}\x20[a-z]{1,20}\x20[a-z]|^\s*(?:#|//|\*|-|\d{1,2}[.)]\x20|\|)"
     r"|[;{}]\s*$|tainting kernel"
