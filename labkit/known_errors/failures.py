@@ -245,6 +245,10 @@ _OF_TESTS = (
     r"^[1-9]\d{0,5} failing\b",
     r"^not ok \d{1,6}\b(?!.{0,200}# (?:TODO|SKIP))",
     r"^\[\x20{0,3}(?-i:FAILED)\x20{0,3}\] \S",
+    # JUnit 5, .NET, PHPUnit.
+    r"^\[\s{1,12}[1-9]\d{0,5} (?:tests|containers) failed\s{1,12}\]",
+    r"^Failed!\s{1,4}- Failed:\s{1,12}[1-9]",
+    r"^Tests: \d{1,6}, Assertions: \d{1,7}, (?:Errors|Failures): [1-9]",
     r"\*\*\*(?-i:Failed|Exception|Timeout)\b",
     r"^The following tests (?-i:FAILED):",
     r"(?-i:FAILED) \[",
