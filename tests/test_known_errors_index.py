@@ -207,3 +207,8 @@ def test_the_letters_of_an_encoded_file_are_no_words():
     assert chunk.letters == [b"data", b"end"]
     path = "/opt/conda/lib/libtorch/share/dist/packages/torch/site/packages/modules/of/torch"
     assert b"conda" in block.Chunk(path, 0, range(1)).letters
+
+
+def test_a_blank_that_may_be_missing_may_be_missing():
+    regex = Expression(r"lost ?\(?frob").regex
+    assert all(map(regex.search, ("lost frob", "lost(frob", "lost\n  (frob", "lostfrob")))

@@ -275,6 +275,8 @@ class Expression:
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """The compiled pattern: any case, line by line, with bounded repeats and wrapped blanks."""
     bounded = "".join(map(_bound_repeat, _PIECE.finditer(pattern)))
+    # A blank that may be missing, or be there several times.
+    bounded = re.sub(r" (?=[?{])", lambda _: f"(?:{BLANKS})", bounded)
     return re.compile(bounded.replace(" ", BLANKS), re.IGNORECASE | re.MULTILINE)
 
 
