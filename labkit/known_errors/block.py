@@ -220,7 +220,7 @@ class Chunk:
 
         ``there`` are the numbers of the runs of letters that it has.
         """
-        cased, head, runs = plan.cased, plan.head, plan.runs
+        cased, head, runs = plan.expression.cased, plan.expression.head, plan.runs
         if cased and not any(self._has_word(word, runs, there) for word in cased):
             return False
         if head is not None and not self._has_head(head):

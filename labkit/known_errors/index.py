@@ -57,16 +57,6 @@ class SearchPlan:
     runs: Mapping[str, frozenset[int]]
 
     @cached_property
-    def cased(self) -> tuple[str, ...]:
-        """`Expression.cased`."""
-        return self.expression.cased
-
-    @cached_property
-    def head(self) -> re.Pattern[str] | None:
-        """`Expression.head`."""
-        return self.expression.head
-
-    @cached_property
     def needed(self) -> Sequence[tuple[str, ...]]:
         """Groups of texts, of each of which a match contains one, the rarest in logs first."""
         groups = self.expression.texts

@@ -301,7 +301,7 @@ def _read_head(pattern: str) -> str:
             return found
         found += piece[0].removesuffix(repeat) + (f"{{{least}}}" if least > 1 else "")
         count += least
-        if (repeat and "," in repeat) or repeat == "+":
+        if repeat == "+" or "," in repeat:
             return found
     return found
 

@@ -562,59 +562,63 @@ def _list_accelerator(
     return {name: one for name, one in found.items() if hasattr(torch._C, name)}
 
 
-def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.ExitStack:
-    """Makes ``torch.cuda`` answer as on the target; ``levels()`` is the GPU's Level."""
-    capacity = target.capacity_bytes or 80 * 1024 * MIB
+def _do_nothing(*arguments: Any, **named: Any) -> None: ...
+
+
+def _list_cuda(
+    target: Target, capacity: int, tell_free: Callable[..., Any], levels: Callable[[], Any]
+) -> dict[str, Any]:
+    """What ``torch.cuda`` has on the target, by name; a few functions do nothing."""
     major, minor = (9, 0) if target.is_hopper else (8, 0)
     facts = SimpleNamespace(
         name=target.name, total_memory=capacity, major=major, minor=minor,
         multi_processor_count=132, is_integrated=False, warp_size=32,
     )  # fmt: skip
 
-    def do_nothing(*arguments: Any, **named: Any) -> None: ...
-
     def answer(value: Any) -> Callable[..., Any]:
         return lambda *arguments, **named: value
+
+    return {
+        **dict.fromkeys(CALLS.split(), _do_nothing),
+        **dict.fromkeys(("Event", "Stream", "device", "device_of", "stream"), _Idle),
+        "_initialized": False,
+        "is_available": answer(True),
+        "is_initialized": answer(True),
+        "is_bf16_supported": answer(True),
+        "is_current_stream_capturing": answer(False),
+        "device_count": answer(1),
+        "current_device": answer(0),
+        "current_stream": _Idle,
+        "default_stream": _Idle,
+        "get_device_name": answer(target.name),
+        "get_device_capability": answer((major, minor)),
+        "get_device_properties": answer(facts),
+        "cudart": lambda: SimpleNamespace(cudaMemGetInfo=tell_free),
+        "mem_get_info": tell_free,
+        "memory_stats": lambda *_, **__: _list_statistics(levels()),
+        "memory_summary": answer(""),
+        "memory_snapshot": answer([]),
+        "utilization": answer(0),
+        "can_device_access_peer": answer(False),
+        "get_rng_state": lambda *_, **__: torch.get_rng_state(),
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "memory_allocated": lambda *_, **__: levels().now_bytes,
+        "memory_reserved": lambda *_, **__: levels().now_bytes,
+        "max_memory_allocated": lambda *_, **__: levels().peak_bytes,
+        "max_memory_reserved": lambda *_, **__: levels().peak_bytes,
+    }
+
+
+def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.ExitStack:
+    """Makes ``torch.cuda`` answer as on the target; ``levels()`` is the GPU's Level."""
+    capacity = target.capacity_bytes or 80 * 1024 * MIB
 
     def tell_free(*device: Any, **named: Any) -> tuple[int, int]:
         return capacity - levels().now_bytes, capacity
 
     stack = contextlib.ExitStack()
-    stack.enter_context(
-        replace_in_thread(
-            torch.cuda,
-            **dict.fromkeys(
-                CALLS.split(),
-                do_nothing,
-            ),
-            **dict.fromkeys(("Event", "Stream", "device", "device_of", "stream"), _Idle),
-            _initialized=False,
-            is_available=answer(True),
-            is_initialized=answer(True),
-            is_bf16_supported=answer(True),
-            is_current_stream_capturing=answer(False),
-            device_count=answer(1),
-            current_device=answer(0),
-            current_stream=_Idle,
-            default_stream=_Idle,
-            get_device_name=answer(target.name),
-            get_device_capability=answer((major, minor)),
-            get_device_properties=answer(facts),
-            cudart=lambda: SimpleNamespace(cudaMemGetInfo=tell_free),
-            mem_get_info=tell_free,
-            memory_stats=lambda *_, **__: _list_statistics(levels()),
-            memory_summary=answer(""),
-            memory_snapshot=answer([]),
-            utilization=answer(0),
-            can_device_access_peer=answer(False),
-            get_rng_state=lambda *_, **__: torch.get_rng_state(),
-            get_rng_state_all=lambda: [torch.get_rng_state()],
-            memory_allocated=lambda *_, **__: levels().now_bytes,
-            memory_reserved=lambda *_, **__: levels().now_bytes,
-            max_memory_allocated=lambda *_, **__: levels().peak_bytes,
-            max_memory_reserved=lambda *_, **__: levels().peak_bytes,
-        )
-    )
+    answers = _list_cuda(target, capacity, tell_free, levels)
+    stack.enter_context(replace_in_thread(torch.cuda, **answers))
     stack.enter_context(
         replace_in_thread(torch, Generator=HostGenerator, Stream=_Idle, Event=_Idle)
     )
@@ -623,7 +627,7 @@ def simulate_calls(target: Target, levels: Callable[[], Any]) -> contextlib.Exit
     stack.enter_context(replace_in_thread(kind, forward=forward))
     # A script may have imported the functions that call these.
     names = ("_cuda_synchronize", "_cuda_setDevice", "_cuda_emptyCache")
-    inner: dict[str, Callable[..., Any]] = dict.fromkeys(names, do_nothing)
+    inner: dict[str, Callable[..., Any]] = dict.fromkeys(names, _do_nothing)
     inner |= _list_accelerator(tell_free, levels)
     # What nn.parallel calls; a build without CUDA does not have them.
     inner |= {"_scatter": _scatter, "_gather": _gather, "_broadcast_coalesced": _broadcast}
