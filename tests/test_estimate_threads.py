@@ -556,6 +556,7 @@ ENDLESS = {
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_step_that_waits_without_end_is_refused(name, monkeypatch):
     monkeypatch.setattr(waits, "LONGEST", 0.6)
+    monkeypatch.setattr(waits, "LONGEST_READING", 3.0)
 
     def step(inputs):
         inputs * 2
@@ -587,6 +588,7 @@ async def sleep_for_a_time():
 )
 def test_a_wait_in_c_that_ends_is_waited_for(act, monkeypatch):
     monkeypatch.setattr(waits, "LONGEST", 0.6)
+    monkeypatch.setattr(waits, "LONGEST_READING", 3.0)
 
     def step(inputs):
         act()
@@ -646,6 +648,7 @@ def test_a_step_that_puts_and_takes_a_batch_that_is_there_takes_it():
 
 def test_work_for_a_worker_from_before_is_refused(given, monkeypatch):
     monkeypatch.setattr(waits, "LONGEST", 0.6)
+    monkeypatch.setattr(waits, "LONGEST_READING", 3.0)
     work = queue.Queue()
 
     def serve():

@@ -187,6 +187,8 @@ class Simulation:
         self._hooks: list[weakref.ref[Any]] = []
         # Open files and the like that the arguments hold, of which the step gets no copies.
         self.held: list[Any] = []
+        # What the step has for a lock of its arguments.
+        self.find_lock: Callable[[Any], Any] = lambda one: one
         # Whether scripted code runs: torch changes how it runs after each of its first two calls.
         self.scripted = False
         # By the number of a function of torch that code may have imported: what replaces it.
@@ -343,7 +345,7 @@ class Simulation:
         with contextlib.ExitStack() as stack:
             stack.enter_context(copy_by(self._make_fake))
             stack.enter_context(copy_iterators(self.loaders))
-            stack.enter_context(share_held(self.held))
+            stack.enter_context(share_held(self.held, self.find_lock))
             for _ in range(MOST_KINDS):
                 copies: dict[int, Any] = {}
                 try:

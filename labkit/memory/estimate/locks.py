@@ -18,8 +18,8 @@ from typing import Any
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement
 from labkit.memory.estimate.guard import StepThreads, is_idle
 from labkit.memory.estimate.held import LiveIteratorError
-from labkit.memory.estimate.opened import is_alone
-from labkit.memory.estimate.waits import WAITS
+from labkit.memory.estimate.stalls import find_held_wait
+from labkit.memory.estimate.waits import FOREVER, WAITS
 from labkit.memory.track.frames import OWN, judge_file
 
 FIX = "let the step make it, or leave the waiting out of the step"
@@ -29,7 +29,7 @@ SIGNALED = "what the step signals by a {} that was made before is dropped"
 MADE = "labkit_made"
 # How long the step waits for what another thread may do, and how often it looks.
 LONGEST, PAUSE = 2.0, 0.01
-NOW, SLEEP = time.monotonic, time.sleep
+NOW, SLEEP, MAKE_LOCK = time.monotonic, time.sleep, threading.Lock
 
 
 class HeldLocks:
@@ -54,6 +54,10 @@ class HeldLocks:
             stack.callback(self._flags.clear)
             stack.callback(self._counts.clear)
             yield
+
+    def hold_lock(self, one: Any) -> StepLock:
+        """What has the place of a lock of C's until the step has run."""
+        return StepLock(one, self._threads)
 
     def begin_step(self) -> None:
         """Gives back what a simulated step has acquired and not released, for the next one."""
@@ -293,6 +297,95 @@ def _leave(one: Any, *error: object) -> None:
     one.release()
 
 
+class StepLock:
+    """A lock from before, in its place while a step is simulated.
+
+    For other threads it is the lock. The step acquires it for real, so that nothing that the lock
+    guards changes meanwhile, and gives it back at its end. What the step releases and has not
+    acquired stays locked: that counts for the step alone. So what others do to it is left as it is.
+    """
+
+    __slots__ = ("__weakref__", "_guard", "_own", "_threads", "_taken", "real")
+
+    def __init__(self, real: Any, threads: StepThreads) -> None:
+        self.real, self._threads, self._guard = real, threads, MAKE_LOCK()
+        self._taken = False
+        # Whether it is locked for the step, once the step has released what it had not acquired.
+        self._own: bool | None = None
+
+    def acquire(self, blocking: bool = True, timeout: float = FOREVER) -> bool:
+        """Locks it; False if it stays locked for this time, in seconds."""
+        if not self._threads.includes_this():
+            return bool(self.real.acquire(blocking, timeout))
+        if not blocking or (timeout < 0 and timeout != FOREVER):
+            return self._take(blocking, timeout)
+        if self._take(blocking=False):
+            return True
+        if not WAITS.applies():
+            return self._take(blocking, timeout)
+        limit = None if timeout == FOREVER else timeout
+        return WAITS.wait(lambda seconds: self._take(True, seconds), limit, find_held_wait())
+
+    def _take(self, blocking: bool, timeout: float = FOREVER) -> bool:
+        with self._guard:
+            own = self._own
+            if own is not None:
+                self._own = True
+        if own is not None:
+            SLEEP(PAUSE if own and blocking else 0)
+            return not own
+        taken = bool(self.real.acquire(blocking, timeout))
+        self._taken = self._taken or taken
+        return taken
+
+    def release(self) -> None:
+        """Unlocks it."""
+        if self._threads.includes_this():
+            with self._guard:
+                if self._own is None and not self._taken and self.real.locked():
+                    self._own = True
+                if self._own is not None:
+                    if not self._own:
+                        raise RuntimeError("release unlocked lock")
+                    self._own = False
+                    return
+        self._taken = False
+        self.real.release()
+
+    def locked(self) -> bool:
+        """Whether it is locked."""
+        counts = self._own is not None and self._threads.includes_this()
+        return bool(self._own if counts else self.real.locked())
+
+    def settle(self) -> None:
+        """The step has run: gives back what it has acquired."""
+        taken, self._taken, self._own = self._taken, False, None
+        if taken and self.real.locked():
+            self.real.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    # Else a place that keeps it longer than the simulation would not know it by the lock.
+    def __eq__(self, other: object) -> bool:
+        return self.real is getattr(other, "real", other)
+
+    def __hash__(self) -> int:
+        return hash(self.real)
+
+    def __repr__(self) -> str:
+        return repr(self.real)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepLock:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
 # There is one estimate at a time.
 LOCKS = HeldLocks()
 LOCK, RECURSIVE = type(threading.Lock()), type(threading.RLock())
@@ -300,7 +393,6 @@ LOCK, RECURSIVE = type(threading.Lock()), type(threading.RLock())
 
 def keep_lock(kept: Any, one: Any) -> None:
     """Keeps whether a lock is locked, of one that its owner can acquire again how often."""
-    kept.keep(restore_lock, one, one.locked())
     kept.locks_before.append((one, one.locked()))
     WAITS.known.append(one)
 
@@ -309,11 +401,6 @@ def keep_recursive(kept: Any, one: Any) -> None:
     """The same for a lock that its owner can acquire again."""
     kept.keep(restore_recursive, one, _count(one))
     kept.recursive_before.append((one, _count(one)))
-
-
-def keep_condition(kept: Any, one: Any) -> None:
-    """Keeps the lock of a condition."""
-    kept.follow((one._lock,))
 
 
 def _count(one: Any) -> int:
@@ -325,15 +412,21 @@ def _count(one: Any) -> int:
     return int(state[0])
 
 
-def restore_lock(one: Any, locked: bool) -> None:
-    """Locks or unlocks a lock; raises where another thread may have it now."""
-    if locked:
-        if is_alone():  # else its owner may have unlocked it
-            one.acquire(blocking=False)
-    elif one.locked():
-        # Another thread may have it for a moment.
-        if not is_alone() and not one.acquire(timeout=0.1):
-            raise RuntimeError("another thread may have acquired it")
+def restore_lock(one: Any, locked: bool, *, alone: bool, known: bool) -> None:
+    """Locks or unlocks a lock where the step must have done it: where no other thread lives.
+
+    ``known`` is for a lock of which each change of the step's is seen (``StepLock``): what is left
+    is another thread's. Raises RuntimeError where it may be either's.
+    """
+    if one.locked() is locked:
+        return
+    if alone and locked:
+        one.acquire(blocking=False)
+    elif alone:
+        one.release()
+    elif not known and (locked or not one.acquire(timeout=0.1)):
+        raise RuntimeError("another thread may have done this")
+    elif not known:  # another thread had it for a moment
         one.release()
 
 
@@ -343,4 +436,5 @@ def restore_recursive(one: Any, count: int) -> None:
     for _ in range(now - count):
         one.release()
     for _ in range(count - now):
-        one.acquire(blocking=False)
+        if not one.acquire(timeout=LONGEST):
+            raise RuntimeError("another thread has acquired it")

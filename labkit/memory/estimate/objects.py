@@ -57,7 +57,7 @@ from labkit.memory.estimate.locks import (
     LOCK,
     RECURSIVE,
     HeldLocks,
-    keep_condition,
+    StepLock,
     keep_lock,
     keep_recursive,
     restore_lock,
@@ -75,6 +75,7 @@ from labkit.memory.estimate.opened import (
     is_database,
 )
 from labkit.memory.estimate.pipes import HeldPipes
+from labkit.memory.estimate.stalls import are_others
 from labkit.memory.estimate.state import list_handlers, put_arithmetic, read_arithmetic
 from labkit.memory.track.frames import OWN, USER, judge_file
 from labkit.text import join_names
@@ -172,6 +173,13 @@ class KeptObjects:
         self._pipes, self.locks, self._searched = pipes, locks, 0
         # Locks, with whether they were locked, or how often by this thread.
         self.locks_before: list[tuple[Any, bool]] = []
+        # What has their place in the step, by their numbers; and methods of theirs.
+        self.step_locks: dict[int, StepLock] = {}
+        self.lock_methods: list[Any] = []
+        # The numbers of what something else has the place of.
+        self._placed: set[int] = set()
+        # Whether nothing but the step can change one.
+        self._alone = not are_others([threading.get_ident()])
         self.recursive_before: list[tuple[Any, int]] = []
         # Caches of functions, with how often each had to compute.
         self._caches: list[tuple[Any, int]] = []
@@ -231,6 +239,12 @@ class KeptObjects:
         if (self._iterators or self._renewed) and is_alone():
             made |= self._renewed
             made |= {number: find_copy(one) for number, one in self._iterators.items()}
+        for lock, _ in self.locks_before:
+            self.step_locks[find_number(lock)] = self.locks.hold_lock(lock)
+        made |= self.step_locks
+        for one in self.lock_methods:
+            owner = self.step_locks.get(find_number(one.__self__))
+            made |= {} if owner is None else {find_number(one): getattr(owner, one.__name__)}
         if made:
             self._replace(made | self._make_tuples(made))
 
@@ -256,6 +270,8 @@ class KeptObjects:
         if kind is ModuleType or isinstance(owner, type):
             return
         self._left.append(owner)
+        if kind is LOCK:
+            self.lock_methods.append(one)
         if moves(kind) or (isinstance(owner, io.IOBase) and self._pipes.is_talk(owner)):
             self._iterators[find_number(one)] = one
 
@@ -330,8 +346,11 @@ class KeptObjects:
                 found = dict(enumerate(content))
             elif restore is restore_partial:
                 found = {"": content[1], **content[2]}
+            elif restore is restore_module:
+                found = content[0]
             if isinstance(found, dict):
                 for name in [name for name, value in found.items() if find_number(value) in made]:
+                    self._placed.add(find_number(found[name]))
                     _put(restore, one, name, made[find_number(found[name])])
 
     def _make_tuples(self, made: dict[int, Any]) -> dict[int, Any]:
@@ -383,17 +402,31 @@ class KeptObjects:
     def begin_step(self) -> None:
         """Gives back the locks that a simulated step has acquired and not released."""
         self.locks.begin_step()
-        if self.locks_before and is_alone():
-            for one, locked in self.locks_before:
-                if one.locked() is not locked:
-                    restore_lock(one, locked)
+        for one, locked in self.locks_before:
+            with contextlib.suppress(RuntimeError):  # it is named at the end
+                self._restore_lock(one, locked)
         for one, count in self.recursive_before:
             restore_recursive(one, count)
+
+    def find_step_lock(self, one: Any) -> Any:
+        """What an argument's copy has for a lock, which is not copied."""
+        self._placed.add(find_number(one))
+        return self.step_locks.get(find_number(one), one)
+
+    def _restore_lock(self, one: Any, locked: bool) -> None:
+        """Puts a lock back where the step has changed it; raises RuntimeError if that is unknown."""
+        held = self.step_locks.get(find_number(one))
+        if held is not None:
+            held.settle()
+        known = find_number(one) in self._placed
+        alone = self._alone and not are_others([threading.get_ident()])
+        restore_lock(one, locked, alone=alone, known=known)
 
     def restore(self) -> list[str]:
         """Puts back what has changed; returns what could not be put back, by its type."""
         failed = []
-        for restore, one, content in self._kept:
+        locks = [(self._restore_lock, *one) for one in self.locks_before]
+        for restore, one, content in (*self._kept, *locks):
             try:
                 restore(one, content)
             except Exception:  # what the user's classes raise
@@ -652,6 +685,16 @@ def _keep_shared_lock(kept: KeptObjects, one: Any) -> None:
         setattr(one, name, made)
 
 
+def _keep_condition(kept: KeptObjects, one: threading.Condition) -> None:
+    # It keeps the methods of its lock, too.
+    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    kept.follow(vars(one).values())
+
+
+def _keep_shared_condition(kept: KeptObjects, one: Any) -> None:
+    kept.follow((one._lock,))
+
+
 def _keep_decimal(kept: KeptObjects, one: Any) -> None:
     kept.keep(put_arithmetic, one, read_arithmetic(one))
 
@@ -828,7 +871,7 @@ KEEPERS: dict[type, Keeper | None] = {
     logging.Handler: _keep_handler,
     LOCK: keep_lock,
     RECURSIVE: keep_recursive,
-    threading.Condition: keep_condition,
+    threading.Condition: _keep_condition,
     functools.partial: _keep_partial,
     BaseException: _keep_error,
     CellType: _keep_cell,
@@ -846,7 +889,7 @@ IMPORTED: tuple[tuple[str, tuple[str, ...], Keeper], ...] = (
     ("numpy.random", ("Generator", "RandomState"), _keep_numpy),
     ("decimal", ("Context",), _keep_decimal),
     ("multiprocessing.synchronize", ("SemLock",), _keep_shared_lock),
-    ("multiprocessing.synchronize", ("Condition",), keep_condition),
+    ("multiprocessing.synchronize", ("Condition",), _keep_shared_condition),
 )
 
 

@@ -32,6 +32,7 @@ from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.hdf5 import flush_files
+from labkit.memory.estimate.stalls import are_others
 from labkit.memory.estimate.state import import_optional
 from labkit.memory.track.frames import USER, find_shell, judge_file, list_thread_frames
 
@@ -257,7 +258,7 @@ class OpenFiles:
     def begin(self) -> None:
         """Remembers how the open files are now."""
         flush_files()
-        self._alone = is_alone()
+        self._alone = not _are_others()
         left = ALL_COPIED_BYTES
         for number in _list_writable():
             status = os.fstat(number)
@@ -305,7 +306,7 @@ class OpenFiles:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 file.flush()
         names = self._list_names()
-        alone, left = self._alone and is_alone(), set()
+        alone, left = self._alone and not _are_others(), set()
         for place in self._places.values():
             with contextlib.suppress(OSError):
                 name = names.get(place.number)
@@ -390,6 +391,11 @@ def _find_number(file: Any) -> int | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return int(file.fileno())
     return None
+
+
+def _are_others() -> bool:
+    """Whether another thread may write to the files: a timer of Python's may, too."""
+    return are_others([threading.get_ident()], packages=False)
 
 
 def is_alone() -> bool:

@@ -488,6 +488,7 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
         with simulation.open(), keeping as kept:
             simulation.tracer.lasting = kept.seen
             simulation.begin_step = kept.begin_step
+            simulation.find_lock = kept.find_step_lock
             # What the step sets in a context variable ends with the copy.
             contextvars.copy_context().run(_run_steps, work, simulation, kept.rename_keys)
     except RealTensorError as error:

@@ -11,24 +11,40 @@ from __future__ import annotations
 
 import _thread
 import dis
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from labkit.memory.estimate.signals import FIND_HANDLER, SET_HANDLER
-from labkit.memory.track.frames import USER, Frame, is_user_file, judge_file, list_thread_frames
+from labkit.memory.track.frames import (
+    STANDARD_LIBRARY,
+    USER,
+    Frame,
+    find_user_frames,
+    is_user_file,
+    judge_file,
+    list_thread_frames,
+)
 
 LOCK, LOOP = "a lock", "an event loop"
 # What a signal's default is to ignore: one that arrives late does nothing.
 NUMBER: Any = getattr(signal, "SIGURG", None)
 PERIOD = 0.25
 SEND: Any = getattr(signal, "pthread_kill", None)
+RAISE = signal.raise_signal
 START, MAKE_LOCK = _thread.start_new_thread, _thread.allocate_lock
 PLAIN = type(MAKE_LOCK())
 TAKING = ("acquire", "__enter__")
 LOADING = ("LOAD_ATTR", "LOAD_METHOD")
+# Where a thread of a pool waits for work, which another thread has to give to it.
+POOL = re.compile(r"[/\\]concurrent[/\\]futures[/\\]thread\.py$")
+# Threads of the notebook's kernel and of labkit, which run none of the program's code.
+SERVICES = re.compile(r"[/\\](?:site|dist)-packages[/\\](?:ipykernel|IPython)[/\\]")
+FOLDER = f"{Path(__file__).parents[2]}/"
 
 
 class Wait(NamedTuple):
@@ -53,6 +69,12 @@ def find_wait(frame: FrameType) -> Wait | None:
         # One file is the loop's own, by which it is woken up.
         return Wait(LOOP, len(selector.get_map() or ()) > 1, place) if selector else None
     return Wait(LOCK, False, place) if _is_acquiring(frame) else None
+
+
+def find_held_wait() -> Wait:
+    """The wait of the running thread for a lock from before."""
+    frames = find_user_frames()
+    return Wait(LOCK, False, frames[0].where if frames else "")
 
 
 def _name_place(frame: FrameType) -> str:
@@ -89,16 +111,41 @@ def _is_acquire(value: Any) -> bool:
     return isinstance(getattr(found, "__self__", None), PLAIN) and found.__name__ in TAKING
 
 
-def are_others(numbers: Iterable[int]) -> bool:
-    """Whether another thread than these runs code of the program."""
+def are_others(numbers: Iterable[int], *, packages: bool = True) -> bool:
+    """Whether another thread than these lives that may run code of the program.
+
+    So may one that waits in Python's own code, such as a timer's or an event loop's. ``packages``
+    counts those that run a package's code, too.
+    """
     known = set(numbers)
-    for number, frame in list_thread_frames().items():
-        running = None if number in known else frame
-        while running is not None:
-            if judge_file(running.f_code.co_filename) == USER:
-                return True
-            running = running.f_back  # type: ignore[assignment]
-    return False
+    return any(
+        _may_act(frame, packages=packages)
+        for number, frame in list_thread_frames().items()
+        if number not in known
+    )
+
+
+def _may_act(frame: FrameType, *, packages: bool) -> bool:
+    """Whether the thread with this frame may do something that nothing gives to it."""
+    files = []
+    running: FrameType | None = frame
+    while running is not None:
+        files.append(running.f_code.co_filename)
+        running = running.f_back
+    owners = set(map(judge_file, files))
+    if USER in owners:
+        return True
+    # labkit's functions stand for Python's in all threads: its own threads begin with them.
+    begins = next((one for one in reversed(files) if one != threading.__file__), "")
+    if begins.startswith(FOLDER) or any(map(SERVICES.search, files)):
+        return False
+    if not packages and not all(map(_is_python, files)):
+        return False
+    return not (frame.f_code.co_name == "_worker" and POOL.search(files[0]))
+
+
+def _is_python(file: str) -> bool:
+    return file.startswith(("<", FOLDER)) or STANDARD_LIBRARY.search(file) is not None
 
 
 class Watcher:
@@ -111,6 +158,7 @@ class Watcher:
         self._look, self._ends, self._number = look, MAKE_LOCK(), threading.get_ident()
         self._raised: BaseException | None = None
         self._before: Any = None
+        self._blocks = self._heard = False
         self._place: tuple[int, int] | None = None
 
     def begin(self) -> None:
@@ -122,6 +170,7 @@ class Watcher:
         if self._before is None:  # C's own, which could not be put back
             return
         SET_HANDLER(NUMBER, self._raise)
+        self._blocks = NUMBER in signal.pthread_sigmask(signal.SIG_UNBLOCK, {NUMBER})
         self._ends.acquire()
         START(self._watch, ())
 
@@ -129,14 +178,20 @@ class Watcher:
         """Ends the thread that looks."""
         if self._before is not None:
             self._ends.release()
+            if self._blocks:
+                signal.pthread_sigmask(signal.SIG_BLOCK, {NUMBER})
             if FIND_HANDLER(NUMBER) == self._raise:
                 SET_HANDLER(NUMBER, self._before)
+            if self._heard:  # it waits again until the program lets it through
+                RAISE(NUMBER)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
         raised, self._raised = self._raised, None
         if raised is not None:
             raise raised
-        if callable(self._before):
+        if self._blocks:
+            self._heard = True
+        elif callable(self._before):
             self._before(number, frame)
 
     def _watch(self) -> None:

@@ -16,7 +16,7 @@ import pickle
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from types import BuiltinMethodType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 from labkit.memory.estimate.buffers import MAPPED
 from labkit.memory.estimate.held import BUILT, CALLING, METHODS, moves
 from labkit.memory.estimate.iterators import find_copy
+from labkit.memory.estimate.locks import LOCK, RECURSIVE
 from labkit.memory.estimate.objects import is_own_module
 from labkit.memory.estimate.opened import CSV_WRITER, HOLDERS, WRITERS, is_database
 from labkit.memory.track.frames import OWN, judge_file
@@ -50,7 +51,7 @@ SHARED_KINDS = (
 COPYING = ("__deepcopy__", "__setstate__", "__reduce_ex__", "__getstate__")
 LONG = {list, tuple, dict, set, OrderedDict}
 # A condition keeps the methods of its lock, which a copy of the lock would not fit.
-LOCKS = {type(threading.Lock()), type(threading.RLock())}
+LOCKS = {LOCK, RECURSIVE}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -100,14 +101,15 @@ def find_held(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:
 
 
 @contextlib.contextmanager
-def share_held(held: Iterable[Any]) -> Iterator[None]:
+def share_held(held: Iterable[Any], find_lock: Callable[[Any], Any]) -> Iterator[None]:
     """Makes ``copy.deepcopy`` give these objects, and modules, themselves, until exit.
 
-    Of those that move on it gives a copy of their own, or what refuses.
+    Of locks it gives what ``find_lock`` has for them. Of those that move on it gives a copy of their own, or what refuses.
     """
     with contextlib.ExitStack() as stack:
         for kind in {*map(type, held), *LOCKS, ModuleType}:
-            stack.enter_context(_sharing(kind, _copy_moving if moves(kind) else None))
+            copier = _copy_moving if moves(kind) else None
+            stack.enter_context(_sharing(kind, _copy_lock(find_lock) if kind is LOCK else copier))
         yield
 
 
@@ -163,6 +165,13 @@ def _copy_moving(one: Any, memo: dict[int, Any]) -> Any:
     else:
         made = find_copy(one)
     return memo.setdefault(id(one), made)
+
+
+def _copy_lock(find_lock: Callable[[Any], Any]) -> Callable[..., Any]:
+    def answer(one: Any, memo: dict[int, Any]) -> Any:
+        return memo.setdefault(id(one), find_lock(one))
+
+    return answer
 
 
 def _share(one: Any, memo: dict[int, Any]) -> Any:

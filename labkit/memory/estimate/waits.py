@@ -42,6 +42,8 @@ class StepWaits:
         self._is_idle: Callable[[int], bool] = lambda number: False
         # By the thread's number: the timeout of its wait, in seconds.
         self._waiting: dict[int, float | None] = {}
+        # The locks from before at which they wait.
+        self._held: dict[int, Wait] = {}
         self._stopped: set[int] = set()
         # The locks of C that the step's objects have from before.
         self.known: list[Any] = []
@@ -61,6 +63,7 @@ class StepWaits:
         self._stopped.clear()
         self.known.clear()
         self._waiting.clear()
+        self._held.clear()
         self._stalled, self._leaves, self.is_open = None, False, True
         with contextlib.ExitStack() as stack:
             for owner, names in self.functions.items():
@@ -115,14 +118,22 @@ class StepWaits:
         numbers = [one.ident or 0 for one in threads]
         return are_others([self._threads.own, *self._threads.list_others(), *numbers])
 
-    def wait(self, attempt: Callable[[float], bool], timeout: float | None) -> bool:
+    def wait(
+        self,
+        attempt: Callable[[float], bool],
+        timeout: float | None,
+        held: Wait | None = None,
+    ) -> bool:
         """Whether the attempt succeeds in this time, in seconds; it takes how long it may last.
 
+        ``held`` is a wait for a lock from before, which another thread may release.
         Raises StalledStepError in the step's own thread if nothing of the step goes on, and
         StoppedThread in another one that is to end.
         """
         number, until = threading.get_ident(), NOW() + (timeout or 0.0)
         self._waiting[number] = timeout
+        if held is not None:
+            self._held[number] = held
         if self._threads.is_own:
             self._since = NOW()
         try:
@@ -140,6 +151,7 @@ class StepWaits:
                     self._judge()
         finally:
             self._waiting.pop(number, None)
+            self._held.pop(number, None)
 
     def join(self, thread: threading.Thread, timeout: float | None) -> None:
         """``Thread.join``."""
@@ -163,7 +175,7 @@ class StepWaits:
         player = self._threads.player
         if player is not None:
             player.raise_failure()
-        if self._has_stalled(None):
+        if self._has_stalled(self._held.get(threading.get_ident())):
             frames = find_user_frames()
             raise self._refuse(frames[0].where if frames else "")
 
@@ -201,7 +213,7 @@ class StepWaits:
         return NOW() - self._since > (LONGEST_READING if reads else LONGEST)
 
     def _may_be_released(self) -> bool:
-        """Whether the lock that C waits at may be another thread's, from before."""
+        """Whether another thread may release the lock from before at which the step waits."""
         if self._met is None or self._met.kind != LOCK:
             return False
         return self._are_others([])
@@ -213,6 +225,7 @@ class StepWaits:
         for number in self._threads.list_others():
             frame, timeout = frames.get(number), self._waiting.get(number)
             if number in self._waiting:
+                self._met = self._met or self._held.get(number)
                 works = works or (timeout is not None and timeout >= LONGEST)
             elif frame is None or not (_sleeps(frame) or self._is_idle(number)):
                 place = None if frame is None else (find_number(frame), frame.f_lasti)
