@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging.handlers
 import multiprocessing
 import multiprocessing.pool
+import os
 import queue
+import signal
 import threading
+import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +21,9 @@ import torch
 
 from labkit import estimate_memory
 from labkit.errors import UsageError
+from labkit.memory.estimate import waits
 
+SLEEP = time.sleep
 SHARED = multiprocessing.get_context("fork")
 
 
@@ -271,3 +278,163 @@ def test_threads_and_timers_of_the_step_work():
 
     estimate = run(work)
     assert (estimate.obstacle, estimate.notes) == (None, ())
+
+
+def test_a_lock_that_only_another_thread_releases_stays_released():
+    lock = acquire_once(threading.Lock)
+    timer = threading.Timer(0.1, lock.release)
+    timer.start()
+    assert run(lambda: wait_for(timer)).notes == ()
+    assert not lock.locked()
+
+
+def wait_for(thread):
+    while thread.is_alive():
+        pass
+
+
+class Owner:
+    """Releases a lock when it is deleted."""
+
+    def __init__(self, lock):
+        self.lock = lock
+
+    def __del__(self):
+        self.lock.release()
+
+
+def release_in_pool(lock):
+    ThreadPoolExecutor(1).submit(SLEEP, 0.2).add_done_callback(lambda _: lock.release())
+
+
+def release_in_loop(lock):
+    async def work():
+        asyncio.get_running_loop().call_later(0.2, lock.release)
+        await asyncio.sleep(0.4)
+
+    threading.Thread(target=asyncio.run, args=(work(),)).start()
+
+
+def release_by_deletion(lock):
+    threading.Thread(target=lambda one: SLEEP(0.2), args=(Owner(lock),)).start()
+
+
+def release_by_finalizer(lock):
+    held = threading.Event()
+    weakref.finalize(held, lock.release)
+    threading.Thread(target=lambda one: SLEEP(0.2), args=(held,)).start()
+
+
+RELEASING = {
+    "timer": lambda lock: threading.Timer(0.2, lock.release).start(),
+    "function": lambda lock: threading.Timer(0.2, lambda: release(lock)).start(),
+    "pool": release_in_pool,
+    "loop": release_in_loop,
+    "deletion": release_by_deletion,
+    "finalizer": release_by_finalizer,
+}
+
+
+@pytest.mark.parametrize("hold", ["directly", "deep", "as an argument", "of a module", "unused"])
+@pytest.mark.parametrize("name", RELEASING)
+def test_a_lock_that_another_thread_releases_in_time_is_waited_for(name, hold):
+    lock = acquire_once(threading.Lock)
+    box, module = SimpleNamespace(kept=[{"a": (lock,)}]), torch.nn.Identity()
+    module.lock = lock
+    RELEASING[name](lock)
+    steps = {
+        "directly": lambda: enter(lock),
+        "deep": lambda: enter(box.kept[0]["a"][0]),
+        "of a module": lambda: enter(module.lock),
+        "unused": lambda: wait_until_free(lock),
+    }
+    estimate = run(enter, lock) if hold == "as an argument" else run(steps[hold])
+    assert estimate.obstacle is None and estimate.notes == ()
+    assert not lock.locked()
+    assert box.kept[0]["a"][0] is lock is module.lock
+
+
+def wait_until_free(lock):
+    while lock.locked():
+        pass
+
+
+def test_a_lock_that_another_thread_acquires_meanwhile_stays_acquired():
+    lock = threading.Lock()
+    timer = threading.Timer(0.1, lock.acquire)
+    timer.start()
+    assert run(lambda: wait_for(timer) or lock.locked()).notes == ()
+    assert lock.locked()
+
+
+def test_a_condition_whose_lock_another_thread_releases_stays_released():
+    one = threading.Condition(threading.Lock())
+    one.acquire()
+    threading.Timer(0.2, one.release).start()
+    assert run(lambda: enter(one)).notes == ()
+    assert not one._lock.locked()
+
+
+@pytest.mark.parametrize("hold", ["directly", "as a method"])
+def test_a_lock_that_the_step_changes_while_a_timer_lives_is_put_back(hold):
+    free, held, timer = threading.Lock(), acquire_once(threading.Lock), threading.Timer(60, print)
+    taking, giving = [free.acquire], [held.release]
+    timer.start()
+    try:
+        if hold == "directly":
+            estimate = run(lambda: free.acquire() and held.release())
+        else:
+            estimate = run(lambda: taking[0]() and giving[0]())
+        assert estimate.notes == ()
+        assert not free.locked() and held.locked()
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def test_a_thread_that_waits_for_a_lock_does_not_get_it_from_the_step():
+    lock, seen = acquire_once(threading.Lock), []
+    thread = threading.Thread(target=lambda: seen.append(lock.acquire()))
+    thread.start()
+    run(lock.release)
+    assert thread.is_alive() and not seen
+    lock.release()
+    thread.join()
+
+
+def test_what_a_timer_sets_and_puts_meanwhile_stays():
+    event, numbers = threading.Event(), queue.Queue()
+    timers = threading.Timer(0.1, event.set), threading.Timer(0.1, numbers.put, (1,))
+    for one in timers:
+        one.start()
+    run(lambda: [wait_for(one) for one in timers])
+    assert event.is_set() and numbers.get_nowait() == 1
+
+
+def test_what_a_timer_writes_meanwhile_stays(tmp_path):
+    with (tmp_path / "file").open("a", encoding="utf-8") as file:
+        number = file.fileno()
+        timer = threading.Timer(0.1, os.write, (number, b"real"))
+        timer.start()
+        run(lambda: wait_for(timer) or file.name)
+    assert (tmp_path / "file").read_text() == "real"
+
+
+def test_a_lock_is_waited_for_where_its_signal_is_blocked(monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+    monkeypatch.setattr(waits, "LONGEST_READING", 3.0)
+    lock = acquire_once(threading.RLock)  # of C, which labkit does not replace
+    lock.release()
+    ready, end = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: [lock.acquire(), ready.set(), end.wait()])
+    thread.start()
+    ready.wait()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+    try:
+        with pytest.raises(UsageError, match="waits without end"):
+            run(lambda: enter(lock))
+        assert signal.SIGURG in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
+        end.set()
+        thread.join()

@@ -305,7 +305,7 @@ class StepLock:
     acquired stays locked: that counts for the step alone. So what others do to it is left as it is.
     """
 
-    __slots__ = ("__weakref__", "_guard", "_own", "_threads", "_taken", "real")
+    __slots__ = ("__weakref__", "_guard", "_own", "_taken", "_threads", "real")
 
     def __init__(self, real: Any, threads: StepThreads) -> None:
         self.real, self._threads, self._guard = real, threads, MAKE_LOCK()

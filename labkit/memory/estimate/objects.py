@@ -244,7 +244,9 @@ class KeptObjects:
         made |= self.step_locks
         for one in self.lock_methods:
             owner = self.step_locks.get(find_number(one.__self__))
-            made |= {} if owner is None else {find_number(one): getattr(owner, one.__name__)}
+            if owner is not None:
+                made[find_number(one)] = getattr(owner, one.__name__)
+                self._placed.add(find_number(one.__self__))
         if made:
             self._replace(made | self._make_tuples(made))
 
@@ -357,7 +359,8 @@ class KeptObjects:
         """By their numbers: others for the tuples that hold what is replaced, inner ones first."""
         found: dict[int, Any] = {}
         for one in reversed(self.tuples):
-            numbers = map(find_number, one)
+            numbers = [*map(find_number, one)]
+            self._placed.update(number for number in numbers if number in made)
             items = [
                 found.get(number, made.get(number, each))
                 for number, each in zip(numbers, one, strict=True)
@@ -414,7 +417,7 @@ class KeptObjects:
         return self.step_locks.get(find_number(one), one)
 
     def _restore_lock(self, one: Any, locked: bool) -> None:
-        """Puts a lock back where the step has changed it; raises RuntimeError if that is unknown."""
+        """Puts a lock back if the step has changed it; raises RuntimeError if that is unknown."""
         held = self.step_locks.get(find_number(one))
         if held is not None:
             held.settle()

@@ -458,7 +458,17 @@ def _simulate(
 
 
 def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
-    """Runs the work in the simulation; returns the obstacle if fake tensors cannot continue."""
+    """Runs the work in the simulation; returns the obstacle if fake tensors cannot continue.
+
+    The program's handlers of signals run after it, and may raise what they like.
+    """
+    from labkit.memory.estimate.signals import DeferredSignals
+
+    with DeferredSignals(simulation.note).hold():
+        return _play(work, simulation)
+
+
+def _play(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     from labkit.memory.estimate.fake import ASSUMED
     from labkit.memory.estimate.held import LiveIteratorError
     from labkit.memory.estimate.iterators import CopyError, refuse_copy, refuse_live

@@ -1,5 +1,7 @@
 """Signals of a simulated step: it sends none, and a timer of its own ends in its own handler alone.
 
+Those that the process gets meanwhile reach the program's handlers after the step.
+
 Python calls its audit hooks before ``os.kill`` and ``signal.pthread_kill`` (``guard.py``), but not
 before what is here.
 """
@@ -7,11 +9,17 @@ before what is here.
 from __future__ import annotations
 
 import _thread
+import contextlib
+import dis
 import functools
 import math
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 # What each timer sends, where the system has it.
@@ -24,6 +32,16 @@ TIMERS = {
 }  # fmt: skip
 SENDING = ("raise_signal", "pidfd_send_signal")
 WAITING = ("pause", "sigwait", "sigwaitinfo")
+# How long a handler is held back that may be meant to stop what runs: one of those that a person or
+# a timer sends, and others; and how often this is looked at, in seconds.
+PROMPT = {int(signal.SIGINT), *map(int, TIMERS.values())}
+LONGEST_PROMPT, LONGEST, PERIOD = 5.0, 20.0, 0.25
+ALL = tuple(map(int, signal.Signals))
+RAN = (
+    "the handler of {} has run in the simulation and not stopped it: what it changed may be undone"
+)
+START, MAKE_LOCK, NOW = _thread.start_new_thread, _thread.allocate_lock, time.monotonic
+SEND: Any = getattr(signal, "pthread_kill", None)
 # C's own functions: Python's find names for numbers, which would take most of the time.
 FIND_HANDLER: Any = sys.modules["_signal"].getsignal
 SET_HANDLER: Any = sys.modules["_signal"].signal
@@ -86,6 +104,102 @@ class StepSignals:
     def _alarm(self, seconds: int) -> int:
         left, _ = self._setitimer(signal.ITIMER_REAL, seconds)
         return math.ceil(left)
+
+
+class DeferredSignals:
+    """Calls the program's own handlers of signals once the simulated step has run.
+
+    What they change, such as a flag to stop, would else be put back with what the step changes.
+    ``note`` takes a sentence. Python runs handlers in the main thread: if the step runs in another
+    one, they are called at once, as for what any other thread does meanwhile.
+    """
+
+    def __init__(self, note: Callable[[str], object]) -> None:
+        self._note, self._ends = note, MAKE_LOCK()
+        self._handlers: dict[int, Any] = {}
+        # The signals in order, each with when it came; those that are to be called at once, and
+        # those whose handlers have been and did not stop the step.
+        self._heard: deque[tuple[int, float]] = deque()
+        self._overdue: set[int] = set()
+        self._returned: set[int] = set()
+        self._raised: BaseException | None = None
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Holds the signals back until exit, and then calls their handlers, which may raise."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        for number in ALL:
+            handler = FIND_HANDLER(number)
+            if callable(handler) and handler is not signal.default_int_handler:
+                self._handlers[number] = handler
+                SET_HANDLER(number, self._hear)
+        if self._handlers and SEND is not None:
+            self._ends.acquire()
+            START(self._watch, (threading.get_ident(),))
+        try:
+            yield
+        finally:
+            if self._ends.locked():
+                self._ends.release()
+            for number, handler in self._handlers.items():
+                SET_HANDLER(number, handler)
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Calls the handlers; raises what the first has raised, be it in the simulation."""
+        raised, self._raised = self._raised, None
+        while self._heard:
+            number, _ = self._heard.popleft()
+            try:
+                self._handlers[number](number, sys._getframe())
+            except BaseException as error:  # the others are called all the same
+                raised = raised or error
+        if raised is not None:
+            raise raised
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        # Who presses Ctrl+C again is in a hurry.
+        again = number == signal.SIGINT and any(one == number for one, _ in list(self._heard))
+        if number in self._overdue:
+            self._overdue.discard(number)
+            self._call(number, frame)
+            return
+        self._heard.append((number, NOW()))
+        if again:
+            self._call(number, frame)
+
+    def _call(self, number: int, frame: FrameType | None) -> None:
+        """Calls the handler in the simulation, as often as the signal has come."""
+        try:
+            for one in list(self._heard):  # another signal may come at any line
+                if one[0] == number:
+                    self._heard.remove(one)
+                    self._handlers[number](number, frame)
+        except BaseException as error:
+            self._raised = error
+            raise
+        self._returned.add(number)
+        self._note(RAN.format(signal.Signals(number).name))
+
+    def _watch(self, main: int) -> None:
+        """Has the main thread call the handlers that were held back for too long."""
+        while not self._ends.acquire(timeout=PERIOD):
+            for number, began in list(self._heard):
+                longest = LONGEST_PROMPT if number in PROMPT else LONGEST
+                known = number in self._overdue or number in self._returned
+                if not known and NOW() - began > longest and _may_raise(self._handlers[number]):
+                    self._overdue.add(number)
+                    SEND(main, number)
+
+
+def _may_raise(handler: Any) -> bool:
+    """False for a handler that only sets values, and neither raises nor calls anything."""
+    code = getattr(getattr(handler, "__func__", handler), "__code__", None)
+    return code is None or any(
+        one.opname.startswith(("CALL", "RAISE")) for one in dis.get_instructions(code)
+    )
 
 
 SET_TIMER: Any = getattr(signal, "setitimer", None)

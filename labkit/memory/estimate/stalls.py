@@ -1,4 +1,6 @@
-"""Waits of a simulated step in C: at a lock from before it, and of an event loop for events.
+"""Waits of a simulated step in C: at an RLock from before it, and of an event loop for events.
+
+So are those at a plain lock that has not been replaced (``locks.py``).
 
 C tells nobody that it waits, and Python delivers no exception to it. A thread of labkit's looks now
 and then where the step's own thread is. It ends a wait by a signal, whose handler raises.

@@ -104,7 +104,8 @@ def find_held(arguments: Iterable[Any]) -> tuple[list[Any], list[Any]]:
 def share_held(held: Iterable[Any], find_lock: Callable[[Any], Any]) -> Iterator[None]:
     """Makes ``copy.deepcopy`` give these objects, and modules, themselves, until exit.
 
-    Of locks it gives what ``find_lock`` has for them. Of those that move on it gives a copy of their own, or what refuses.
+    Of locks it gives what ``find_lock`` has for them, and of those that move on a copy of their
+    own, or what refuses.
     """
     with contextlib.ExitStack() as stack:
         for kind in {*map(type, held), *LOCKS, ModuleType}:
