@@ -27,6 +27,12 @@ SLEEP = time.sleep
 SHARED = multiprocessing.get_context("fork")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """The first estimate of a process takes seconds: what is timed below would be over."""
+    run(list)
+
+
 def run(act, *given):
     def step(model, batch, *others):
         act(*others)
@@ -438,3 +444,43 @@ def test_a_lock_is_waited_for_where_its_signal_is_blocked(monkeypatch):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
         end.set()
         thread.join()
+
+
+def wait_until_set(event):
+    while not event.is_set():
+        pass
+
+
+async def make_shared():
+    return asyncio.Event(), asyncio.Queue(), asyncio.Lock()
+
+
+def test_what_another_threads_loop_sets_meanwhile_stays():
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    event, numbers, lock = asyncio.run_coroutine_threadsafe(make_shared(), loop).result()
+
+    async def work():
+        while not waits.WAITS.is_open:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        numbers.put_nowait(1)
+        await lock.acquire()
+        event.set()
+
+    asyncio.run_coroutine_threadsafe(work(), loop)
+    try:
+        run(lambda: wait_until_set(event) or (numbers, lock))
+        assert event.is_set() and numbers.qsize() == 1 and lock.locked()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@pytest.mark.parametrize("kind", [asyncio.Event, asyncio.Queue])
+def test_what_the_step_itself_sets_of_asyncios_is_put_back(kind):
+    one = kind()
+    run(lambda: one.set() if kind is asyncio.Event else one.put_nowait(1))
+    assert not (one.is_set() if kind is asyncio.Event else one.qsize())

@@ -75,7 +75,7 @@ from labkit.memory.estimate.opened import (
     is_database,
 )
 from labkit.memory.estimate.pipes import HeldPipes
-from labkit.memory.estimate.stalls import are_others
+from labkit.memory.estimate.stalls import are_others, runs_loop_elsewhere
 from labkit.memory.estimate.state import list_handlers, put_arithmetic, read_arithmetic
 from labkit.memory.track.frames import OWN, USER, judge_file
 from labkit.text import join_names
@@ -93,8 +93,9 @@ HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch",
 HOLDING_WHOLE = (
     "multiprocessing.sharedctypes", "multiprocessing.shared_memory", "shelve", "dbm.dumb",
     "configparser", "xml.etree.ElementTree", "xml.dom.minidom", "email.message", "timeit", "hmac",
-    "asyncio.locks", "asyncio.queues",
 )  # fmt: skip
+# What one event loop changes alone.
+OF_LOOPS = ("asyncio.locks", "asyncio.queues")
 # What no step sets, and Python sets itself.
 SKIPPED = frozenset((
     "__dict__", "__weakref__", "__builtins__", "__abstractmethods__", "_abc_impl", "__slotnames__",
@@ -495,8 +496,8 @@ def find_keeper(kind: Any) -> Keeper | None:
             return keeper
     module = getattr(kind, "__module__", "")
     file = getattr(sys.modules.get(module), "__file__", None)
-    if is_database(kind):
-        return _keep_database
+    if module in OF_LOOPS or is_database(kind):
+        return _keep_loops if module in OF_LOOPS else _keep_database
     for name, kinds, keeper in IMPORTED:
         imported = sys.modules.get(name)
         if imported is not None and issubclass(
@@ -797,6 +798,15 @@ def _keep_attributes(kept: KeptObjects, one: Any) -> None:
         kept.keep(restore_slots, one, values)
         kept.follow(values.values())
     kept.follow((kind,))
+
+
+def _keep_loops(kept: KeptObjects, one: Any) -> None:
+    """Keeps an event, a queue or the like of asyncio's, unless another thread's loop has it."""
+    loop = getattr(one, "_loop", None)
+    number = getattr(loop, "_thread_id", None)
+    is_own = number in {None, threading.get_ident()}
+    if is_own and (number is not None or not runs_loop_elsewhere()):
+        _keep_attributes(kept, one)
 
 
 def _keep_pool(kept: KeptObjects, one: Any) -> None:

@@ -146,6 +146,18 @@ def _may_act(frame: FrameType, *, packages: bool) -> bool:
     return not (frame.f_code.co_name == "_worker" and POOL.search(files[0]))
 
 
+def runs_loop_elsewhere() -> bool:
+    """Whether another thread runs an event loop of asyncio's."""
+    own = threading.get_ident()
+    for number, frame in list_thread_frames().items():
+        running: FrameType | None = frame if number != own else None
+        while running is not None:
+            if running.f_code.co_name == "_run_once" and "asyncio" in running.f_code.co_filename:
+                return True
+            running = running.f_back
+    return False
+
+
 def _is_python(file: str) -> bool:
     return file.startswith(("<", FOLDER)) or STANDARD_LIBRARY.search(file) is not None
 
