@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from labkit import estimate_memory
-from labkit.memory.estimate import signals, waits
+from labkit.memory.estimate import signals
 
 STATE = {"stop": False}
 MAIN = threading.main_thread().ident
@@ -30,7 +30,7 @@ def estimate_while(*numbers, longest=0.1, inside=lambda: None):
     """The estimate of a step that runs while another thread sends signals, and some time longer."""
 
     def send():
-        while not waits.WAITS.is_open:
+        while not begun:
             time.sleep(0.001)
         for number in numbers:
             signal.pthread_kill(MAIN, number)
@@ -38,12 +38,13 @@ def estimate_while(*numbers, longest=0.1, inside=lambda: None):
         time.sleep(longest)
 
     def step(inputs):
+        begun.append(1)
         while thread.is_alive():
             inputs * 2
         inside()
         return inputs * 2
 
-    thread = threading.Thread(target=send)
+    begun, thread = [], threading.Thread(target=send)
     thread.start()
     try:
         return estimate_memory(step, torch.ones(2))
