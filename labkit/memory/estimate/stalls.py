@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from labkit.memory.estimate.signals import FIND_HANDLER, SET_HANDLER
 from labkit.memory.track.frames import (
-    STANDARD_LIBRARY,
+    OWN,
     USER,
     Frame,
     find_user_frames,
@@ -141,7 +141,7 @@ def _may_act(frame: FrameType, *, packages: bool) -> bool:
     begins = next((one for one in reversed(files) if one != threading.__file__), "")
     if begins.startswith(FOLDER) or any(map(SERVICES.search, files)):
         return False
-    if not packages and not all(map(_is_python, files)):
+    if not packages and owners != {OWN}:
         return False
     return not (frame.f_code.co_name == "_worker" and POOL.search(files[0]))
 
@@ -156,10 +156,6 @@ def runs_loop_elsewhere() -> bool:
                 return True
             running = running.f_back
     return False
-
-
-def _is_python(file: str) -> bool:
-    return file.startswith(("<", FOLDER)) or STANDARD_LIBRARY.search(file) is not None
 
 
 class Watcher:
