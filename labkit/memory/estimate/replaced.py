@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch._prims_common import suggest_memory_format
 
 from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.limits import LIMITED
@@ -208,25 +207,6 @@ def _allow_nothing(reverse: Callable[..., Any]) -> Callable[..., Any]:
     return compute
 
 
-def _lay_out(norm: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps batch norm so that its result has the CPU's layout, which torch's fake version has not.
-
-    The CPU's result is contiguous, or channels last; the fake one has the strides of the input.
-    """
-
-    @functools.wraps(norm)
-    def compute(values: Any, *others: Any, **named: Any) -> Any:
-        result = norm(values, *others, **named)
-        form = suggest_memory_format(values)
-        first = result if isinstance(result, torch.Tensor) else result[0]
-        if values.device.type != "cpu" or first.is_contiguous(memory_format=form):
-            return result
-        laid = torch.empty_like(first, memory_format=form)
-        return laid if isinstance(result, torch.Tensor) else (laid, *result[1:])
-
-    return compute
-
-
 def _keep_columns(fold: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps ``col2im``, whose result keeps a storage as large as its input, where it begins."""
 
@@ -247,14 +227,6 @@ def _make_zeros(*arguments: Any, **named: Any) -> Any:
     return result
 
 
-LAID_OUT = (
-    torch.ops.aten.native_batch_norm.default,
-    torch.ops.aten._native_batch_norm_legit.default,
-    torch.ops.aten._native_batch_norm_legit.no_stats,
-    torch.ops.aten._native_batch_norm_legit_no_training.default,
-    torch.ops.aten._batch_norm_with_update.default,
-    torch.ops.aten._batch_norm_no_update.default,
-)
 DRAWN_ALIKE = (
     ATEN._sample_dirichlet.default,
     ATEN._dirichlet_grad.default,
@@ -272,7 +244,6 @@ REPLACED: dict[int, Callable[..., Any]] = {
     find_number(one): make(one)
     for make, operators in (
         (_keep_storage, KEEP_STORAGE),
-        (_lay_out, LAID_OUT),
         (_draw_alike, DRAWN_ALIKE),
         (_allow_nothing, LOSSES_BACKWARD),
     )

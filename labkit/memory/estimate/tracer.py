@@ -21,6 +21,7 @@ from labkit.memory.estimate.cuda import (
     hide_device,
     replace_attributes,
 )
+from labkit.memory.estimate.layouts import lay_out
 from labkit.memory.estimate.limits import Limits, find_limits, join_limits
 from labkit.memory.estimate.loading import is_loading
 from labkit.memory.estimate.measured import (
@@ -249,6 +250,8 @@ class FakeTracer(StorageTracer):
         """The results by torch's fake mode, kept for further calls that are alike."""
         taken = call.tensors
         before = [] if call.key is None else measure(taken)
+        if run is operator:
+            run = lay_out(operator)
         try:
             result = super().__torch_dispatch__(run, types, arguments, named)
         except tuple(UNKNOWN):
