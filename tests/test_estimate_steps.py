@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.nn.utils import rnn
 
+from labkit.errors import UsageError
 from labkit.memory.estimate import measured, results, tracer
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.track.tracker import track_memory
@@ -609,3 +610,49 @@ def test_on_a_gpu_it_is_within_three_percent_of_the_allocator(name):
     judge(estimate, measure_cuda(name), 0.03)
     assert estimate.obstacle is None
     assert (estimate.excess is not None) is (name in UPPER)
+
+
+def margin_step(share):
+    """A loss with a margin at each sample's class, as metric learning has it; a mask selects it."""
+    model, values = nn.Linear(64, 8), torch.randn(64, 64)
+    labels = torch.randint(0, 8, (64,))
+
+    def step():
+        scores = model(values)
+        mask = torch.zeros_like(scores)
+        mask[torch.arange(64), labels] = 1
+        own = scores[mask == 1]
+        made = scores + mask * (own[: len(own) // share] - 0.5).unsqueeze(1)
+        functional.cross_entropy(made, labels).backward()
+
+    return step
+
+
+def test_a_mask_that_selects_neither_all_nor_nothing_selects_one_in_each_row():
+    estimate = estimate_memory(lambda: margin_step(1))
+    measured_bytes = measure_twice(lambda: margin_step(1))
+    assert estimate.peak_bytes == pytest.approx(measured_bytes, rel=0.001)
+    assert "one element in each row" in estimate.notes[0]
+    assert "test_estimate_steps.py" in estimate.notes[0]
+
+
+def test_an_error_beside_an_assumed_size_says_what_was_assumed():
+    with pytest.raises(UsageError, match="how many elements are selected was assumed at"):
+        estimate_memory(lambda: margin_step(3))
+
+
+def test_a_lower_bound_is_that_of_the_way_that_holds_less():
+    """Unknown values decide how long it goes on, and then something stops both ways."""
+    values = torch.randn(1000, requires_grad=True)
+
+    def step(values):
+        made = [values * 2]
+        if values.sum() > 0:
+            made += [values * 3 for _ in range(50)]
+        torch.stack(made).sum().backward()
+        return torch.linspace(0, 1, int(values.abs().max()) + 3).tolist()[int(values.sum())]
+
+    estimate = estimate_memory(step, values)
+    assert estimate.obstacle is not None
+    assert estimate.peak_bytes < 50 * values.nbytes
+    assert f"at least {estimate.peak_bytes / 1024:.1f} KiB" in " ".join(estimate.notes)

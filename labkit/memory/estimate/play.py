@@ -36,6 +36,7 @@ BATCH_NAMES = ("batch", "batch_size")
 MOST_TRIES = 24
 ORDER = "what the process has run before decides the order of a double backward pass"
 MOST_CHECKS = 6
+BY_ROWS = "a mask is assumed to select one element in each row (all, and none, end in an error): {}"
 COPIED = "{} may copy arguments that are not contiguous"
 DRAWN, AHEAD = "random numbers or the time", "the batches that workers load ahead"
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
@@ -313,19 +314,44 @@ def estimate_work(work: Work, target: Target) -> Estimate:
         if not assumptions.has_ways:
             break
     if not found:
-        raise failures[0] from failures[0].__cause__
+        chosen = [where for one in ways for where in one.chosen]
+        if not chosen:
+            raise failures[0] from failures[0].__cause__
+        return _estimate_by_rows(work, target, chosen, failures[0], began_ns)
     highest = max(found, key=lambda one: one.peak_bytes)
     lowest = min(one.peak_bytes for one in found)
     note = _note_ways(ways, lowest, highest.peak_bytes)
     if note is None and not failures:
         return highest
     obstacle = next((one.obstacle for one in found if one.obstacle), None)
+    if obstacle is not None:
+        # Neither way is known to its end: the real step needs at least the lower figure.
+        highest = min(found, key=lambda one: one.peak_bytes)
     if failures and obstacle is None:
         # The way that could not be followed may need more.
         reason = f"was followed one way only: {first_line(failures[0].what)}"
         obstacle = EstimateObstacle("a decision by unknown values", reason)
     notes = highest.notes if note is None else (note, *highest.notes)
     return dataclasses.replace(highest, lowest_bytes=lowest, obstacle=obstacle, notes=notes)
+
+
+def _estimate_by_rows(
+    work: Work, target: Target, chosen: list[str], failure: UsageError, began_ns: int
+) -> Estimate:
+    """The estimate where a mask selects one element in each row: all and none end in an error.
+
+    So it is where the rows are samples, and the mask is that of their classes.
+    """
+    from labkit.memory.estimate.values import Assumptions
+
+    assumptions = Assumptions(answer=True, began_ns=began_ns, by_rows=True)
+    lines = shorten(", ".join(dict.fromkeys(chosen)), 200)
+    try:
+        made = _estimate_one(work, target, assumptions)
+    except UsageError:
+        cause = f"{failure.cause}; how many elements are selected was assumed at {lines}"
+        raise UsageError(failure.what, cause=cause, fix=failure.fix) from failure.__cause__
+    return dataclasses.replace(made, notes=(BY_ROWS.format(lines), *made.notes))
 
 
 def _note_ways(ways: list[Assumptions], lowest: int, highest: int) -> str | None:

@@ -475,9 +475,10 @@ class FakeTracer(StorageTracer):
         if made is None:
             made = count_values(operator, arguments, named, self.values.find_ends)
         if made is None:
-            made = assume_shape(operator, arguments, named, everything=everything, find=find)
+            count = self._assumptions.count_chosen
+            made = assume_shape(operator, arguments, named, count=count, find=find)
             if made is not None and not selects_by_known(operator, arguments, find):
-                self._assumptions.decide()
+                self._assumptions.choose()
         if made is not None:
             for one in list_tensors(made):
                 self._add_new(one, "activations", frames, backward=backward)
@@ -487,8 +488,7 @@ class FakeTracer(StorageTracer):
             if operator is ATEN.nonzero.default and tensors[0].numel() <= KNOWN_ELEMENTS:
                 # What is selected is known then: a loop over it, such as of experts, can go on.
                 with _disable_current_modes():
-                    chosen = torch.full(tensors[0].shape, self._assumptions.answer)
-                    self.values.keep(made, chosen.nonzero())
+                    self.values.keep(made, self._assumptions.fill(tensors[0].shape).nonzero())
         return made
 
     def _add_like(self, value: Any, tensor: Any) -> Any:

@@ -61,12 +61,20 @@ class Assumptions:
     ``ahead`` counts the iterations of each line whose workers may load ahead, and ``copied`` the
     operators that may copy an argument that is not contiguous.
     ``reorders`` is True once the order of a backward pass depends on more than the step.
+    ``by_rows`` is True where a mask selects one element in each row, neither all nor none, and
+    ``chosen`` has the lines that select by unknown values.
     """
 
     def __init__(
-        self, *, answer: bool, changed: Collection[Change] = (), began_ns: int | None = None
+        self,
+        *,
+        answer: bool,
+        changed: Collection[Change] = (),
+        began_ns: int | None = None,
+        by_rows: bool = False,
     ) -> None:
-        self.answer, self.changed = answer, frozenset(changed)
+        self.answer, self.changed, self.by_rows = answer, frozenset(changed), by_rows
+        self.chosen: list[str] = []
         self.began_ns = time.time_ns() if began_ns is None else began_ns
         self.reorders = False
         self.copied: Counter[str] = Counter()
@@ -107,6 +115,24 @@ class Assumptions:
         if self.places[where] > LINE_DECISIONS:
             raise DataDependentOutputException(READ_VALUE)
         return self.answer != bool({(where, None), (where, number)} & self.changed)
+
+    def choose(self) -> None:
+        """Counts a decision about how many elements are selected."""
+        self.decide()
+        self.chosen.append(_find_line())
+
+    def count_chosen(self, shape: torch.Size) -> int:
+        """How many elements a mask of this shape selects."""
+        whole = int(shape.numel()) * self.answer
+        return int(shape[0]) if self.by_rows and len(shape) > 1 else whole
+
+    def fill(self, shape: torch.Size) -> torch.Tensor:
+        """A mask of this shape that selects as many."""
+        if not self.by_rows or len(shape) < 2:
+            return torch.full(shape, self.answer)
+        mask = torch.zeros(shape[0], shape[1:].numel(), dtype=torch.bool)
+        mask[:, :1] = True
+        return mask.view(shape)
 
     def copies(self, name: str) -> bool:
         """Whether the operator copies its arguments that are not contiguous."""
@@ -758,34 +784,39 @@ def count_values(
 
 
 def assume_shape(
-    operator: Any, arguments: Any, named: Any, *, everything: bool, find: Callable[[Any], Any]
+    operator: Any,
+    arguments: Any,
+    named: Any,
+    *,
+    count: Callable[[torch.Size], int],
+    find: Callable[[Any], Any],
 ) -> Any:
-    """The result of an operator whose size depends on values, if all or nothing is selected.
+    """The result of an operator whose size depends on values.
 
-    ``find`` returns the values of a mask, None if they are unknown: what an index selects by known
-    values has the real size. Returns None for an operator that is not known here.
+    ``count`` returns how many elements are selected of those of a shape. ``find`` returns the
+    values of a mask, None if they are unknown: what an index selects by known values has the real
+    size. Returns None for an operator that is not known here.
     """
     tensor, name = arguments[0], find_name(operator)
     if name == "nonzero":
-        return tensor.new_empty((tensor.numel() * everything, tensor.dim()), dtype=torch.int64)
+        return tensor.new_empty((count(tensor.shape), tensor.dim()), dtype=torch.int64)
     if name == "masked_select":
-        count = torch.broadcast_shapes(tensor.shape, arguments[1].shape).numel()
-        return tensor.new_empty(count * everything)
+        return tensor.new_empty(count(torch.broadcast_shapes(tensor.shape, arguments[1].shape)))
     if name == "_unique2":
-        count = max(1, tensor.numel() * everything)
+        size = max(1, count(tensor.shape))
         indices = tensor.new_empty(tensor.shape, dtype=torch.int64)
-        return tensor.new_empty(count), indices, tensor.new_empty(count, dtype=torch.int64)
+        return tensor.new_empty(size), indices, tensor.new_empty(size, dtype=torch.int64)
     if name == "index":
         places: list[Any] = []
         for one in arguments[1]:
             if one is None or one.dtype is not torch.bool:
                 places.append(one)
             else:
-                value, count = find(one), one.numel() * everything
+                value, size = find(one), count(one.shape)
                 if value is not None:
                     with _disable_current_modes():
-                        count = int(value.sum())
-                chosen = one.new_zeros(count, dtype=torch.int64)
+                        size = int(value.sum())
+                chosen = one.new_zeros(size, dtype=torch.int64)
                 places += [chosen] * one.dim()
         return operator(tensor, places, **named)
     return None
