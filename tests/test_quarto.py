@@ -225,3 +225,22 @@ def test_the_first_language_with_a_kernel_names_the_kernel(tmp_path, first, kern
     page = tmp_path / "a.qmd"
     page.write_text(f"```{{{first}}}\nx\n```\n\n```{{python}}\n1\n```\n")
     assert load_notebook(Source("a", page)).metadata["kernelspec"]["name"] == kernel
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("---\ntitle: a: b\n---\n", r"in line 2 \(title: a: b\): mapping values"),
+        (
+            "---\ntitle: a\n---\n\n```{python}\n#| label: a: b\n1\n```\n",
+            r"in line 6 \(label: a: b\): mapping values",
+        ),
+        (
+            "---\ntitle: a\n---\n\n```{python}\n#| echo: false\n#| classes: [a\n1\n```\n",
+            r"in line 7 \(classes: \[a\): expected",
+        ),
+    ],
+)
+def test_invalid_yaml_is_named_with_its_line(text, found):
+    with pytest.raises(ValueError, match=found):
+        read_quarto(text)

@@ -380,10 +380,11 @@ class RCode(str):
     __slots__ = ()
 
 
-def read_yaml(text: str) -> dict[str, Any]:
-    """The mapping that the YAML has, empty for another value. Raises ValueError if it is invalid.
+def read_yaml(text: str, first: int | None = None) -> dict[str, Any]:
+    """The mapping that the YAML has, empty for another value.
 
-    A value with knitr's tag ``!expr`` is RCode.
+    A value with knitr's tag ``!expr`` is RCode. ``first`` is the number of its first line in the
+    document, if that is known. Raises ValueError if it is invalid, with the line.
     """
     import yaml
 
@@ -391,8 +392,20 @@ def read_yaml(text: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(_EXPRESSION.sub("", text))
     except yaml.YAMLError as error:
-        raise ValueError(f"its YAML is invalid: {error}") from error
+        raise ValueError(f"its YAML is invalid{_name_line(error, text, first)}") from error
     return {**(found if isinstance(found, dict) else {}), **expressions}
+
+
+def _name_line(error: Any, text: str, first: int | None) -> str:
+    """Where the YAML is invalid, and why."""
+    mark = getattr(error, "problem_mark", None)
+    lines = text.splitlines()
+    if mark is None or mark.line > len(lines):
+        return f": {error}"
+    where = "" if first is None else f" in line {first + mark.line}"
+    # An end that is missed is found in the line after the last one.
+    found = lines[mark.line].strip() if mark.line < len(lines) else ""
+    return f"{where}{f' ({found})' if found else ''}: {error.problem or error.context}"
 
 
 def read_fence_options(text: str) -> dict[str, Any]:
@@ -405,14 +418,16 @@ def read_fence_options(text: str) -> dict[str, Any]:
     return {name: _TRUTHS.get(value, RCode(value)) for name, value in found}
 
 
-def read_lines(source: str) -> dict[str, Any]:
-    """The options in a chunk's first lines, ``#| eval: false`` or ``#| eval=FALSE``."""
+def read_lines(source: str, first: int | None = None) -> dict[str, Any]:
+    """The options in a chunk's first lines, ``#| eval: false`` or ``#| eval=FALSE``.
+
+    ``first`` is the number of the first one in the document, if that is known.
+    """
     found = takewhile(bool, map(OPTION.match, source.splitlines()))
     lines = [option[1] for option in found if option]
-    first = next(filter(str.strip, lines), "")
-    if re.match(r"\s*[\w.-]+\s*=", first):
+    if re.match(r"\s*[\w.-]+\s*=", next(filter(str.strip, lines), "")):
         return read_fence_options(", ".join(lines))
-    return read_yaml("\n".join(lines))
+    return read_yaml("\n".join(lines), first)
 
 
 def read_common(sources: Iterable[str]) -> dict[str, Any]:

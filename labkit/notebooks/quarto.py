@@ -59,7 +59,7 @@ def read_quarto(text: str) -> Any:
     whole = text.splitlines()
     header, lines = split_header(whole)
     before = len(whole) - len(lines)
-    settings = read_yaml("\n".join(header))
+    settings = read_yaml("\n".join(header), first=2)
     parts = list(_split_parts(lines))
     spec = _find_kernelspec(settings, parts)
     common = settings.get("execute")
@@ -70,7 +70,8 @@ def read_quarto(text: str) -> Any:
         if part.language == spec["language"].lower():
             cell = new_code_cell(part.code)
             shared = common if isinstance(common, Mapping) else {}
-            own = {**read_fence_options(part.words), **read_lines(part.code)}
+            options = read_lines(part.code, before + part.line + 2)
+            own = {**read_fence_options(part.words), **options}
             apply_options(cell, {**shared, **own})
             if OPTION_KEY in cell.metadata:
                 cell.metadata[LINES_KEY] = [before + part.line + 1]
