@@ -32,7 +32,7 @@ from typing import Any
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.hdf5 import flush_files
-from labkit.memory.estimate.stalls import are_others
+from labkit.memory.estimate.stalls import runs_loop_elsewhere
 from labkit.memory.estimate.state import import_optional
 from labkit.memory.track.frames import USER, find_shell, judge_file, list_thread_frames
 
@@ -72,6 +72,8 @@ MOVED = (
 )
 LIST, READ_LINK, OPEN, CLOSE, STATUS = os.listdir, os.readlink, os.open, os.close, os.stat
 SEEK = os.lseek
+# Python's own list of running threads takes a lock, which one of them may have.
+RUNNING: dict[int, threading.Thread] = threading._active  # type: ignore[attr-defined]
 
 
 # Of SQLite: the first words of what changes a database, and pragmas that take a name and only read.
@@ -394,8 +396,9 @@ def _find_number(file: Any) -> int | None:
 
 
 def _are_others() -> bool:
-    """Whether another thread may write to the files: a timer of Python's may, too."""
-    return are_others([threading.get_ident()], packages=False)
+    """Whether another thread may write to the files: a timer, or an event loop, calls what may."""
+    timers = any(isinstance(one, threading.Timer) for one in list(RUNNING.values()))
+    return timers or runs_loop_elsewhere() or not is_alone()
 
 
 def is_alone() -> bool:

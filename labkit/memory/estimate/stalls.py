@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 from labkit.memory.estimate.signals import FIND_HANDLER, SET_HANDLER
 from labkit.memory.track.frames import (
-    OWN,
     USER,
     Frame,
     find_user_frames,
@@ -113,35 +112,29 @@ def _is_acquire(value: Any) -> bool:
     return isinstance(getattr(found, "__self__", None), PLAIN) and found.__name__ in TAKING
 
 
-def are_others(numbers: Iterable[int], *, packages: bool = True) -> bool:
+def are_others(numbers: Iterable[int]) -> bool:
     """Whether another thread than these lives that may run code of the program.
 
-    So may one that waits in Python's own code, such as a timer's or an event loop's. ``packages``
-    counts those that run a package's code, too.
+    So may one that waits in Python's own code, such as a timer's or an event loop's.
     """
     known = set(numbers)
     return any(
-        _may_act(frame, packages=packages)
-        for number, frame in list_thread_frames().items()
-        if number not in known
+        _may_act(frame) for number, frame in list_thread_frames().items() if number not in known
     )
 
 
-def _may_act(frame: FrameType, *, packages: bool) -> bool:
+def _may_act(frame: FrameType) -> bool:
     """Whether the thread with this frame may do something that nothing gives to it."""
     files = []
     running: FrameType | None = frame
     while running is not None:
         files.append(running.f_code.co_filename)
         running = running.f_back
-    owners = set(map(judge_file, files))
-    if USER in owners:
+    if any(judge_file(one) == USER for one in files):
         return True
     # labkit's functions stand for Python's in all threads: its own threads begin with them.
     begins = next((one for one in reversed(files) if one != threading.__file__), "")
     if begins.startswith(FOLDER) or any(map(SERVICES.search, files)):
-        return False
-    if not packages and owners != {OWN}:
         return False
     return not (frame.f_code.co_name == "_worker" and POOL.search(files[0]))
 
