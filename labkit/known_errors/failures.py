@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from labkit.host.packages import Fix
+from labkit.known_errors.foreign import FAILED, SYSTEM_MESSAGES
 from labkit.known_errors.healthy import HEALTHY
 from labkit.known_errors.model import KnownError
 
@@ -245,10 +246,16 @@ _OF_TESTS = (
     r"^[1-9]\d{0,5} failing\b",
     r"^not ok \d{1,6}\b(?!.{0,200}# (?:TODO|SKIP))",
     r"^\[\x20{0,3}(?-i:FAILED)\x20{0,3}\] \S",
+    # Surefire, TestNG, ScalaTest, RSpec, Gradle, CTest.
+    r"^Tests run: \d{1,6}, .{0,40}?\b(?:Failures|Errors): [1-9]",
+    r"^Total tests run: \d{1,6}, .{0,60}?\bFailures: [1-9]",
+    r"^[1-9]\d{0,6} examples?, [1-9]\d{0,5} failures?\b",
+    r"^\d{1,6} tests? completed, [1-9]\d{0,5} failed\b",
+    r"^\d{1,3}% tests passed, [1-9]\d{0,5} tests? failed\b",
     # JUnit 5, .NET, PHPUnit.
     r"^\[\s{1,12}[1-9]\d{0,5} (?:tests|containers) failed\s{1,12}\]",
     r"^Failed!\s{1,4}- Failed:\s{1,12}[1-9]",
-    r"^Tests: \d{1,6}, Assertions: \d{1,7}, (?:Errors|Failures): [1-9]",
+    r"^Tests: \d{1,6}, Assertions: \d{1,7}, .{0,40}?\b(?:Errors|Failures): [1-9]",
     r"\*\*\*(?-i:Failed|Exception|Timeout)\b",
     r"^The following tests (?-i:FAILED):",
     r"(?-i:FAILED) \[",
@@ -381,6 +388,11 @@ _PARTS = (
     r"|checks|pipeline|request|command|operation|transfer|transaction|installation|update|upgrade"
     r"|license|session|process|program|server|client)"
 )
+# A level, a name in brackets and a time before what a program says at its end.
+_LEAD = (
+    r"(?:(?:(?-i:INFO|WARN|WARNING|NOTICE)\b:?|\[[\w\x20.:/-]{1,40}\]:?|\d\d:\d\d:\d\d[\d.,]{0,8})"
+    r"[\x20\t]{1,4}){0,3}"
+)
 _LOST = r"(?:failed|crashed|aborted|rejected|refused|interrupted|(?:died|exited) unexpectedly)"
 _NUMBER = r"[\w.:/#-]{0,40}\d[\w.:/#-]{0,40}"
 # How the last line of a program that failed says so, in plain words and without a level. Within a
@@ -391,7 +403,7 @@ ENDING = KnownError(
         # `zorp: cannot connect to broker`.
         rf"^{_PROGRAM}{{1,2}}(?:cannot|can't|could not|couldn't|unable to|failed to) [a-z]",
         rf"^{_PROGRAM}{{0,2}}(?:invalid|unrecogni[sz]ed|unknown|unsupported|unexpected|malformed"
-        rf"|corrupt(?:ed)?|no|no such|not enough|wrong|ambiguous|duplicate)"
+        rf"|corrupt(?:ed)?|bad|no|no such|not enough|wrong|ambiguous|duplicate)"
         rf" (?:[\w'\"-]{{1,30}}\x20){{0,2}}{_NOUNS}\b",
         # `terminated: lease lost`, `rejected by server`.
         r"^(?:terminated|aborted|abort|aborting|rejected|refused|crashed): [a-z]",
@@ -414,6 +426,31 @@ ENDING = KnownError(
         rf"^{_PROGRAM}?(?:[a-z]{{1,20}} )?(?:quota|limit) exceeded\b",
         rf"^{_PROGRAM}?{_PARTS}(?: {_NUMBER}){{0,2}} (?:died|disconnected unexpectedly"
         r"|ended prematurely)\b",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}(?!no\b|any\b)"
+        r"(?:[a-z][\w.-]{0,30}\x20){0,3}"
+        r"(?:is |was )?unreachable[.!]?$",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}(?:gave|giving) up (?:after|on|waiting) \S",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}timed out (?:waiting|connecting|reading|after|while) \S",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}refusing to [a-z]",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}(?:ran )?out of (?:retries|attempts|disk space|space"
+        r"|file descriptors|inodes|credits)[.!]?$",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}(?:aborting|bailing out)[.!]{{0,3}}$",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}(?:no (?:quorum|leader|master|heartbeat|answer"
+        r"|response|licen[cs]e"
+        r"|connection|route)|lost (?:quorum|the|connection|lease|leader)|cannot|can't|unable to"
+        r"|could not)\b.{0,80}, (?:shutting down|exiting|stopping|terminating)[.!]?$",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}(?:key|field|value|option|argument|parameter|setting|property)"
+        r" (?:\"[^\"\n]{1,60}\"|'[^'\n]{1,60}'|`[^`\n]{1,60}`)"
+        r" (?:must|has to|needs to) be .{1,60}$",
+        rf"^{_LEAD}(?:[a-z]\w{{0,20}}\x20){{0,3}}(?:[\w./-]{{1,60}}:\x20)?quota (?:is )?"
+        r"(?:used up|exhausted|exceeded)[.!]?$",
+        rf"^{_LEAD}{_PROGRAM}{{0,2}}(?:(?:the|your|its) )?"
+        r"(?:licen[cs]e|subscription|trial|certificate)"
+        r" (?:has |is |was )?expired(?: (?:on|at|since) .{1,40})?[.!]?$",
+        rf"^{_PROGRAM}{SYSTEM_MESSAGES}[.。]?$",
+        # Logs are read with the system's frequent messages in English.
+        rf"^{_PROGRAM}.{{1,200}}: {_ERRNO}[.]?$",
+        rf"^{_PROGRAM}{FAILED}",
         rf"^{_PROGRAM}?(?:oops, )?something went wrong\b",
         rf"^{_PROGRAM}?expected \S.{{0,80}} (?:but |, )?got \S",
         rf"^{_PROGRAM}(?:no space left|permission denied|access denied|no route to host"

@@ -27,6 +27,10 @@ _MEASURE = (
     r"|character|phoneme|reprojection|position|rotation|angular|calibration|alignment|standard"
     r"|r?mse|mae|mape|l1|l2|linf|top-?\d)"
 )
+# A summary of tests, of which some counters are zero and another one is not.
+_FAILED_TESTS = (
+    r"(?!(?:.{0,60}\b)?(?:Total )?Tests(?: run)?: .{0,160}\b(?:Failures|Errors|failed): [1-9])"
+)
 _FORMS = (
     # An object of JSON: labels, times, and values that say that nothing happened.
     rf"^\{{(?:\s?\"(?:{_LABEL}\":\s?{_TEXT}|{_TIME}\":\s?(?:{_TEXT}|[\d.]{{1,30}})"
@@ -36,7 +40,8 @@ _FORMS = (
     rf"|[\w.]{{1,60}}={_NOTHING})(?=\s|$)){{1,40}}\s?$",
     rf"^\W{{0,8}}(?:last[ _])?{_WORD}(?: count| total)?\W{{1,4}}{_NOTHING}"
     r"(?: of \d{1,9}|\W{0,4}|[,;].{0,200})$",
-    rf"\b(?:last)?{_WORD}(?:[ _](?:count|total))?\W{{1,4}}{_NOTHING}"
+    rf"^{_FAILED_TESTS}(?:.{{0,2000}}?\b)?(?:last)?{_WORD}(?:[ _](?:count|total))?"
+    rf"\W{{1,4}}{_NOTHING}"
     r"(?=\s*$|[,;)}\]|]| of \d|\s{1,4}\w{1,40}[=:])",
     rf"\[{_WORD}\]\W{{0,3}}{_NOTHING}\s*$",
     # What a program has measured.

@@ -253,6 +253,13 @@ def _format_match(found: Match, distribution: Distribution, remark: str = "") ->
     return "\n".join(lines)
 
 
+# A failure that programs often survive, so far above a failed end that it does not belong to it.
+_REMARK = re.compile(
+    r"Failed (?:to|with) |\bHTTP/[\d.]{1,3}\"? 5\d\d\b|\b50[0234] (?:Internal|Bad|Service|Gateway)"
+)
+FAR = 3
+
+
 def _rank_matches(scan: Scan, known: Sequence[KnownError], around: Surroundings) -> Explanation:
     failed = scan.places.get(FAILURE)
     # One that came again did not pass.
@@ -262,8 +269,11 @@ def _rank_matches(scan: Scan, known: Sequence[KnownError], around: Surroundings)
         cause = f"line {own.number}, an error that the doctor does not know"
         found = tuple(replace(each, caused_by=each.caused_by or cause) for each in found)
         failed = own
-    if not (found or failed or scan.passed):
-        failed = scan.find_ending()
+    message = None if own else around.find_message()
+    if not found and not scan.passed and (failed is None or _REMARK.search(failed.line)):
+        end = scan.find_ending()
+        if end and (failed is None or end.number - failed.last >= FAR):
+            failed, message = end, None
     return Explanation(
         found,
         scan.context,
@@ -271,7 +281,7 @@ def _rank_matches(scan: Scan, known: Sequence[KnownError], around: Surroundings)
         _list_matches(over, known, scan.context),
         failed is not None or FAILURE in scan.passed,
         own is not None,
-        None if own else around.find_message(),
+        message,
     )
 
 

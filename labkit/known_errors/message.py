@@ -63,6 +63,16 @@ _STEP = re.compile(
     r"|(?:\S{0,120}/)?(?:gcc|g\+\+|cc|c\+\+|clang|clang\+\+|nvcc|ar|cd|cmake|python[\d.]*|node) \S"
 )
 
+# What systemd says of a unit that failed, a unit's name, and the sender of a journal's line.
+_UNIT = re.compile(
+    r"Main process exited, code=|\bFailed with result '|^\s{0,12}Active: failed \(Result: "
+    r"|Process: \d+ \w+=.{1,200}status=[1-9]"
+)
+_UNITS = re.compile(r"([\w@-]{2,80})\.(?:service|socket|mount|timer|scope)\b")
+_RECORD = re.compile(
+    r"\d\d:\d\d:\d\d\S{0,20} \S{1,80} (?!systemd)(?P<name>[\w.@-]{2,80})\[\d+\]: \S"
+)
+
 # The language of what failed, by forms of its compiler, runtime or tools.
 _LANGUAGES = tuple(
     (name, re.compile(pattern, re.MULTILINE))
@@ -176,6 +186,8 @@ def find_message(lines: dict[int, str], number: int) -> Message:
 def _step(lines: Sequence[str], plain: Sequence[str], at: int) -> tuple[int, str | None]:
     """The line that says more than this one, and the place that is named; else the same line."""
     line = lines[at].strip()
+    if _UNIT.search(plain[at]):
+        return _find_unit(plain, at), None
     if _TRACEBACK.match(line):
         return _find_exception(plain, at)
     # A logger's own words stand above the exception that it tells of.
@@ -187,6 +199,24 @@ def _step(lines: Sequence[str], plain: Sequence[str], at: int) -> tuple[int, str
         return _find_root(lines, at)
     find = next((find for form, find in _FINDERS if form.match(line)), None)
     return find(lines, at) if find else (at, None)
+
+
+def _find_unit(plain: Sequence[str], at: int) -> int:
+    """The last line that a failed unit wrote itself: above what systemd says, or below its state.
+
+    The line of the failure where the unit wrote none nearby.
+    """
+    named = [name for line in plain[max(0, at - _NEAR) : at + 1] for name in _UNITS.findall(line)]
+    above, below = (
+        range(at - 1, max(-1, at - _NEAR - 1), -1),
+        range(at + 1, min(len(plain), at + 30)),
+    )
+    for place in (*above, *reversed(below)) if "Active:" in plain[at] else above:
+        record = _RECORD.search(plain[place])
+        own = record and record["name"]
+        if own and any(own in unit or unit in own for unit in named):
+            return place
+    return at
 
 
 def _find_next(lines: Sequence[str], at: int) -> tuple[int, str | None]:
