@@ -148,6 +148,8 @@ def test_a_failure_right_above_the_end_is_still_quoted():
         "Tests run: 12, Failures: 1, Errors: 0, Skipped: 0",
         "Tests run: 12, Failures: 0, Errors: 1, Skipped: 0",
         "Tests run: 12,  Failures: 1,  Errors: 1",
+        "Tests run: 12,  Failures: 1024,  Errors: 0",
+        "Tests run: 12, Errors: 0, Failures: 1, Inconclusive: 0",
         "[ERROR] Tests run: 12, Failures: 1, Errors: 0, Skipped: 0",
         "Total tests run: 12, Passes: 11, Failures: 1, Skips: 0",
         "12 tests completed, 1 failed",
@@ -170,6 +172,7 @@ def test_a_count_of_failed_tests_is_a_failure(line):
     "line",
     [
         "Tests run: 12, Failures: 0",
+        "Tests run: 12,  Failures: 0,  Errors: 0",
         "[INFO] Tests run: 12, Failures: 0, Errors: 0, Skipped: 0",
         "Total tests run: 12, Passes: 12, Failures: 0, Skips: 0",
         "12 tests completed, 0 failed",

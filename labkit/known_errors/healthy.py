@@ -27,10 +27,14 @@ _MEASURE = (
     r"|character|phoneme|reprojection|position|rotation|angular|calibration|alignment|standard"
     r"|r?mse|mae|mape|l1|l2|linf|top-?\d)"
 )
-# A summary of tests, of which some counters are zero and another one is not.
-_FAILED_TESTS = (
-    r"(?!(?:.{0,60}\b)?(?:Total )?Tests(?: run)?: .{0,160}\b(?:Failures|Errors|failed): [1-9])"
+# A counter at zero beside one of failures that is not, before or after it, as in a summary of tests:
+# "Failures: 1, Errors: 0". A lookbehind has one width: there is one for each count of digits.
+_NO_COUNT_BEFORE = "".join(
+    rf"(?<!(?:ures|rors|iled):\x20[1-9]{digits},{blanks})"
+    for digits in ("", r"\d", r"\d\d", r"\d\d\d")
+    for blanks in (r"\x20", r"\x20\x20")
 )
+_NO_COUNT_AFTER = r"(?!,\x20.{0,40}?\b(?:errors|failures|failed):\x20[1-9])"
 _FORMS = (
     # An object of JSON: labels, times, and values that say that nothing happened.
     rf"^\{{(?:\s?\"(?:{_LABEL}\":\s?{_TEXT}|{_TIME}\":\s?(?:{_TEXT}|[\d.]{{1,30}})"
@@ -38,10 +42,10 @@ _FORMS = (
     # The same in logfmt.
     rf"^(?:\s?(?:{_LABEL}=(?:{_TEXT}|[^\s\"]{{1,80}})|{_TIME}=(?:{_TEXT}|\S{{1,40}})"
     rf"|[\w.]{{1,60}}={_NOTHING})(?=\s|$)){{1,40}}\s?$",
-    rf"^\W{{0,8}}(?:last[ _])?{_WORD}(?: count| total)?\W{{1,4}}{_NOTHING}"
+    rf"^\W{{0,8}}(?:last[ _])?{_WORD}(?: count| total)?\W{{1,4}}{_NOTHING}{_NO_COUNT_AFTER}"
     r"(?: of \d{1,9}|\W{0,4}|[,;].{0,200})$",
-    rf"^{_FAILED_TESTS}(?:.{{0,2000}}?\b)?(?:last)?{_WORD}(?:[ _](?:count|total))?"
-    rf"\W{{1,4}}{_NOTHING}"
+    rf"\b(?:last)?(?={_WORD}){_NO_COUNT_BEFORE}{_WORD}(?:[ _](?:count|total))?"
+    rf"\W{{1,4}}{_NOTHING}{_NO_COUNT_AFTER}"
     r"(?=\s*$|[,;)}\]|]| of \d|\s{1,4}\w{1,40}[=:])",
     rf"\[{_WORD}\]\W{{0,3}}{_NOTHING}\s*$",
     # What a program has measured.
