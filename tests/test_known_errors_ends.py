@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from labkit.host.distribution import UNKNOWN
@@ -212,23 +214,48 @@ def test_another_units_line_is_not_quoted():
 
 
 @pytest.mark.parametrize(
-    ("system", "command"),
+    ("system", "install"),
     [
-        ("CentOS Linux 7", "module install"),
-        ("Rocky Linux 9.3", "module install"),
-        ("Fedora Linux 43", "akmod-nvidia"),
-        ("Arch Linux", "pacman -S nvidia-open"),
-        ("openSUSE Leap 15.6", "zypper install"),
-        ("Debian GNU/Linux 13", "apt-get install nvidia-driver"),
-        ("Ubuntu 24.04.3 LTS", "ubuntu-drivers install"),
+        ("CentOS Linux 7", "(RHEL 7, CentOS 7: docs.nvidia.com/cuda/archive/12.4.1/cuda-inst"),
+        (
+            "Amazon Linux 2",
+            "Amazon Linux 2: docs.aws.amazon.com/AWSEC2/latest/UserGuide/install-nv",
+        ),
+        (
+            "Rocky Linux 9.3",
+            "sudo dnf module enable nvidia-driver:open-dkms && sudo dnf install nvidia",
+        ),
+        ("Fedora Linux 43", "sudo dnf install akmod-nvidia xorg-x11-drv-nvidia-cuda, and wait"),
+        ("Arch Linux", "Turing and newer, kernel linux: sudo pacman -Syu nvidia-open"),
+        ("openSUSE Leap 15.6", "(openSUSE: en.opensuse.org/SDB:NVIDIA_drivers"),
+        (
+            "Debian GNU/Linux 13",
+            "(sudo apt-get install nvidia-driver, of non-free, serves CUDA up to 12",
+        ),
+        ("Ubuntu 24.04.3 LTS", "(sudo ubuntu-drivers install)"),
     ],
 )
-def test_a_missing_driver_is_installed_as_the_distribution_does(system, command):
+def test_a_missing_driver_is_installed_as_the_distribution_does(system, install):
+    written = write_driver_fix(system)
+    assert install in written
+    assert ("ubuntu-drivers" in written) == ("Ubuntu" in system)
+
+
+@pytest.mark.parametrize("system", ["CentOS Linux 7", "Amazon Linux 2", "openSUSE Leap 15.6"])
+def test_where_no_command_is_certain_a_missing_driver_gets_a_page_alone(system):
+    assert not re.search(r"\b(?:sudo|yum|dnf|zypper|rpm) ", write_driver_fix(system))
+
+
+@pytest.mark.parametrize("system", ["Rocky Linux 9.3", "Fedora Linux 43", "Arch Linux"])
+def test_a_driver_for_new_gpus_alone_names_the_page_for_older_ones(system):
+    assert re.search(r"GPUs before Turing: \S|an older GPU: \S", write_driver_fix(system))
+
+
+def write_driver_fix(system: str) -> str:
+    """The fix of a missing driver on the system of this name."""
     log = f'PRETTY_NAME="{system}"\nRuntimeError: Found no NVIDIA driver on your system.\n'
     found = explain_text(log)
-    written, _ = found.first.write_fixes(found.context.choose_distribution(UNKNOWN))
-    assert command in written
-    assert ("ubuntu-drivers" in written) == ("Ubuntu" in system)
+    return found.first.write_fixes(found.context.choose_distribution(UNKNOWN))[0]
 
 
 def test_an_archive_that_ends_early_is_still_known():
