@@ -69,7 +69,9 @@ ENGLISH = {
     "no such file or directory": (
         "datei oder verzeichnis nicht gefunden",
         "aucun fichier ou dossier de ce type",
+        "aucun fichier ou dossier de ce nom",
         "no existe el fichero o el directorio",
+        "no existe el archivo o el directorio",
         "file o directory non esistente",
         "arquivo ou diretório inexistente",
         "нет такого файла или каталога",
