@@ -27,8 +27,8 @@ _MEASURE = (
     r"|character|phoneme|reprojection|position|rotation|angular|calibration|alignment|standard"
     r"|r?mse|mae|mape|l1|l2|linf|top-?\d)"
 )
-# A counter at zero beside one of failures that is not, before or after it, as in a summary of tests:
-# "Failures: 1, Errors: 0". A lookbehind has one width: there is one for each count of digits.
+# A counter at zero beside one of failures that is not, before or after it, as in a summary of
+# tests: "Failures: 1, Errors: 0". A lookbehind has one width, so each number of digits has its own.
 _NO_COUNT_BEFORE = "".join(
     rf"(?<!(?:ures|rors|iled):\x20[1-9]{digits},{blanks})"
     for digits in ("", r"\d", r"\d\d", r"\d\d\d")
