@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -108,13 +109,53 @@ def test_a_handler_that_raises_ends_an_estimate_that_goes_on(number, monkeypatch
     assert time.monotonic() - began < 30 and not ended
 
 
-def test_a_handler_that_is_called_in_the_step_and_does_not_stop_it_is_named(monkeypatch):
+def test_what_a_handler_changes_that_is_called_in_the_step_is_kept(monkeypatch):
     monkeypatch.setattr(signals, "LONGEST", 0.2)
     seen = []
     with handle(signal.SIGUSR1, lambda *_: seen.append(1)):
-        estimate = estimate_while(signal.SIGUSR1, longest=1, inside=lambda: len(seen))
-    assert "the handler of SIGUSR1 has run in the simulation" in estimate.notes[0]
-    assert not seen
+        assert estimate_while(signal.SIGUSR1, longest=1, inside=lambda: len(seen)).notes == ()
+    assert seen == [1]
+
+
+def test_what_a_handler_changes_before_it_raises_is_kept(monkeypatch):
+    monkeypatch.setattr(signals, "LONGEST", 0.2)
+    seen = []
+
+    def give_up(number, _):
+        seen.append(number)
+        raise TimeoutError("enough")
+
+    with handle(signal.SIGUSR1, give_up), pytest.raises(TimeoutError, match="enough"):
+        estimate_while(signal.SIGUSR1, longest=3)
+    assert seen == [signal.SIGUSR1]
+
+
+def test_what_a_handler_sets_in_the_environment_stays(monkeypatch):
+    monkeypatch.setenv("LABKIT_TEST_OLD", "1")
+    monkeypatch.delenv("LABKIT_TEST_NEW", raising=False)
+
+    def hear(*_):
+        os.environ["LABKIT_TEST_NEW"] = "1"
+        del os.environ["LABKIT_TEST_OLD"]
+
+    with handle(signal.SIGUSR1, hear):
+        estimate_while(signal.SIGUSR1, inside=lambda: os.environ.update(LABKIT_TEST_STEP="1"))
+    assert os.environ["LABKIT_TEST_NEW"] == "1"
+    assert not os.environ.keys() & {"LABKIT_TEST_OLD", "LABKIT_TEST_STEP"}
+
+
+def test_the_step_sees_the_programs_own_handlers():
+    def stop(*_):
+        raise SystemExit
+
+    def step(values):
+        assert signal.getsignal(signal.SIGUSR1) is stop
+        assert signal.signal(signal.SIGUSR1, stop) is stop
+        values.sum().backward()
+
+    with handle(signal.SIGUSR1, stop):
+        estimate_memory(step, torch.ones(3, requires_grad=True))
+        assert signal.getsignal(signal.SIGUSR1) is stop
 
 
 def test_a_handler_that_only_sets_a_flag_is_never_called_in_the_step(monkeypatch):

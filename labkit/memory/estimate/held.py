@@ -73,7 +73,14 @@ class LiveIteratorError(BaseException):
     """
 
 
-class HeldIterator:
+class Held:
+    """Has the place of something for the step; what else runs uses the thing itself."""
+
+    __slots__ = ()
+    is_step: Callable[[], bool] = staticmethod(lambda: True)
+
+
+class HeldIterator(Held):
     """Has the place of what cannot be copied, and refuses to give anything."""
 
     # Without a dictionary, in which a search for what moves on would find it.
@@ -83,34 +90,37 @@ class HeldIterator:
         self._held = held
 
     def __getattr__(self, name: str) -> Any:
-        if name in (MOVING if type(self._held).__module__ in UNCOPIED else TAKING):
+        taking = MOVING if type(self._held).__module__ in UNCOPIED else TAKING
+        if name in taking and self.is_step():
             return self._refuse
         return getattr(self._held, name)
 
-    def _refuse(self, *given: Any, **named: Any) -> NoReturn:
-        self.__next__()
+    def _refuse(self, *given: Any, **named: Any) -> Any:
+        return self.__next__()
 
     def __enter__(self) -> HeldIterator:
         return self
 
     def __exit__(self, *error: object) -> None: ...
 
-    def __iter__(self) -> HeldIterator:
-        return self.__next__()
+    def __iter__(self) -> Any:
+        return self.__next__() if self.is_step() else iter(self._held)
 
-    def __aiter__(self) -> HeldIterator:
-        return self.__next__()
+    def __aiter__(self) -> Any:
+        return self.__next__() if self.is_step() else aiter(self._held)
 
-    def __anext__(self) -> NoReturn:
-        self.__next__()
+    def __anext__(self) -> Any:
+        return self.__next__() if self.is_step() else anext(self._held)
 
-    def __next__(self) -> NoReturn:
+    def __next__(self) -> Any:
+        if not self.is_step():
+            return next(self._held)
         kind: Any = type(self._held)
         fix = FIX if kind.__module__ in MODULES and kind is not CALLING else FIX_MADE
         raise LiveIteratorError(name_kind(self._held), FIX_STREAM if is_stream(self._held) else fix)
 
 
-class HeldQueue:
+class HeldQueue(Held):
     """Has the place of a ``queue.SimpleQueue``, as ``queues.py`` has that of Python's others."""
 
     __slots__ = ("_held",)
@@ -127,6 +137,8 @@ class HeldQueue:
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Refuses, but for an empty queue that is not waited for."""
+        if not self.is_step():
+            return self._held.get(block, timeout)
         if not block and self._held.empty():
             return self._held.get(block=False)
         refuse_taking(self._held)
@@ -137,7 +149,10 @@ class HeldQueue:
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
         """Drops the item, with a note."""
-        drop_item(self._held)
+        if self.is_step():
+            drop_item(self._held)
+        else:
+            self._held.put(item)
 
     put_nowait = put
 

@@ -44,6 +44,7 @@ from labkit.memory.estimate.held import (
     find_prefix,
     hold,
     is_iterator,
+    is_queue,
     is_stream,
     moves,
     name_kind,
@@ -155,6 +156,9 @@ def list_parts(iterator: Any) -> list[Any]:
     if type(iterator) in GENERATORS and judge_file(_read_code(iterator).co_filename) == OWN:
         return []
     parts = gc.get_referents(iterator)
+    if is_queue(type(iterator)) and sys.version_info < (3, 13):
+        # Its own list would be put back, without what other threads put into it.
+        parts = [item for one in parts if type(one) is list for item in one]
     for one in list(parts):
         if isinstance(one, types.FrameType):  # of a generator, in Python 3.10
             names = (one.f_globals, one.f_builtins)

@@ -379,8 +379,13 @@ class StepLock:
     def __repr__(self) -> str:
         return repr(self.real)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StepLock:
-        return self
+    # A lock can be neither copied nor pickled.
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.real.__reduce_ex__(protocol)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self.real)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)

@@ -75,6 +75,7 @@ from labkit.memory.estimate.opened import (
     is_database,
 )
 from labkit.memory.estimate.pipes import HeldPipes
+from labkit.memory.estimate.signals import list_signal_handlers
 from labkit.memory.estimate.stalls import are_others, runs_loop_elsewhere
 from labkit.memory.estimate.state import list_handlers, put_arithmetic, read_arithmetic
 from labkit.memory.track.frames import OWN, USER, judge_file
@@ -198,13 +199,14 @@ class KeptObjects:
         self._elements: list[tuple[Any, Any]] = []
         # Generators, and where they were.
         self._places: list[tuple[Any, tuple[int, ...]]] = []
-        self._left: deque[Any] = deque((*roots, sys.stdin, *list_handlers()))
+        handlers = (*list_handlers(), *list_signal_handlers())
+        self._left: deque[Any] = deque((*roots, sys.stdin, *handlers))
         for name in _list_unknown_modules():
             module = sys.modules.get(name)
             if not is_own_module(name):
                 _foreign.add(name)
                 _named[0] = []
-            elif type(module) is ModuleType:
+            elif type(module) is ModuleType and not _is_importing(module):
                 self.seen.add(find_number(module))
                 self.keep(restore_names, vars(module), dict(vars(module)))
                 self.follow(vars(module).values())
@@ -448,6 +450,11 @@ def _list_unknown_modules() -> list[str]:
     if names != _named[0]:
         _named[:] = [names, list(itertools.filterfalse(_foreign.__contains__, names))]
     return _named[1]
+
+
+def _is_importing(module: ModuleType) -> bool:
+    """Whether another thread runs the module's code for the first time, and fills its names."""
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _put(restore: Any, one: Any, name: Any, value: Any) -> None:

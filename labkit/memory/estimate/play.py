@@ -489,8 +489,9 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     The program's handlers of signals run after it, and may raise what they like.
     """
     from labkit.memory.estimate.signals import DeferredSignals
+    from labkit.memory.estimate.state import let_variables
 
-    with DeferredSignals(simulation.note).hold():
+    with DeferredSignals(let_variables).hold():
         return _play(work, simulation)
 
 

@@ -37,9 +37,6 @@ WAITING = ("pause", "sigwait", "sigwaitinfo")
 PROMPT = {int(signal.SIGINT), *map(int, TIMERS.values())}
 LONGEST_PROMPT, LONGEST, PERIOD = 5.0, 20.0, 0.25
 ALL = tuple(map(int, signal.Signals))
-RAN = (
-    "the handler of {} has run in the simulation and not stopped it: what it changed may be undone"
-)
 START, MAKE_LOCK, NOW = _thread.start_new_thread, _thread.allocate_lock, time.monotonic
 SEND: Any = getattr(signal, "pthread_kill", None)
 # C's own functions: Python's find names for numbers, which would take most of the time.
@@ -74,7 +71,9 @@ class StepSignals:
         if timers and hasattr(signal, "alarm"):
             timers["alarm"] = self._alarm
         interrupt = self._refuse("interrupt_main", "would send a signal", _thread)
-        return {signal: sending | waiting | timers, _thread: {"interrupt_main": interrupt}}
+        handlers = {name: _see_own(getattr(signal, name)) for name in ("signal", "getsignal")}
+        own = sending | waiting | timers | handlers
+        return {signal: own, _thread: {"interrupt_main": interrupt}}
 
     def _refuse(self, name: str, why: str, owner: Any = signal) -> Callable[..., Any]:
         act = getattr(owner, name)
@@ -106,22 +105,28 @@ class StepSignals:
         return math.ceil(left)
 
 
+class HeardSignal:
+    """A signal that has come, when, and whether its handler has been called in the simulation."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.began, self.called = number, NOW(), False
+
+
 class DeferredSignals:
     """Calls the program's own handlers of signals once the simulated step has run.
 
     What they change, such as a flag to stop, would else be put back with what the step changes.
-    ``note`` takes a sentence. Python runs handlers in the main thread: if the step runs in another
-    one, they are called at once, as for what any other thread does meanwhile.
+    Python runs handlers in the main thread: if the step runs in another one, they are called at
+    once, as for what any other thread does meanwhile. ``around`` is entered for them.
     """
 
-    def __init__(self, note: Callable[[str], object]) -> None:
-        self._note, self._ends = note, MAKE_LOCK()
+    def __init__(self, around: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
+        self._ends, self._around = MAKE_LOCK(), around
         self._handlers: dict[int, Any] = {}
-        # The signals in order, each with when it came; those that are to be called at once, and
-        # those whose handlers have been and did not stop the step.
-        self._heard: deque[tuple[int, float]] = deque()
+        self._heard: deque[HeardSignal] = deque()
+        # The signals whose handlers are to be called at once, and those whose handlers were.
         self._overdue: set[int] = set()
-        self._returned: set[int] = set()
+        self._called: set[int] = set()
         self._raised: BaseException | None = None
 
     @contextlib.contextmanager
@@ -145,51 +150,62 @@ class DeferredSignals:
                 self._ends.release()
             for number, handler in self._handlers.items():
                 SET_HANDLER(number, handler)
-            self._deliver()
+            if self._heard:
+                with self._around():
+                    self._deliver()
+
+    def find_handler(self, number: int) -> Any:
+        """The program's own handler of a signal."""
+        return self._handlers[number]
 
     def _deliver(self) -> None:
-        """Calls the handlers; raises what the first has raised, be it in the simulation."""
-        raised, self._raised = self._raised, None
+        """Calls the handlers; raises what the first has raised, be it in the simulation.
+
+        Those that were called there, too: what they changed was put back.
+        """
+        raised: BaseException | None = None
         while self._heard:
-            number, _ = self._heard.popleft()
+            number = self._heard.popleft().number
             try:
                 self._handlers[number](number, sys._getframe())
             except BaseException as error:  # the others are called all the same
                 raised = raised or error
+        raised, self._raised = raised or self._raised, None
         if raised is not None:
             raise raised
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        # Who presses Ctrl+C again is in a hurry.
-        again = number == signal.SIGINT and any(one == number for one, _ in list(self._heard))
         if number in self._overdue:
             self._overdue.discard(number)
             self._call(number, frame)
             return
-        self._heard.append((number, NOW()))
+        # Who presses Ctrl+C again is in a hurry.
+        again = number == signal.SIGINT and any(one.number == number for one in list(self._heard))
+        self._heard.append(HeardSignal(number))
         if again:
             self._call(number, frame)
 
     def _call(self, number: int, frame: FrameType | None) -> None:
         """Calls the handler in the simulation, as often as the signal has come."""
+        self._called.add(number)
         try:
             for one in list(self._heard):  # another signal may come at any line
-                if one[0] == number:
-                    self._heard.remove(one)
+                if one.number == number and not one.called:
+                    one.called = True
                     self._handlers[number](number, frame)
         except BaseException as error:
             self._raised = error
             raise
-        self._returned.add(number)
-        self._note(RAN.format(signal.Signals(number).name))
 
     def _watch(self, main: int) -> None:
         """Has the main thread call the handlers that were held back for too long."""
         while not self._ends.acquire(timeout=PERIOD):
-            for number, began in list(self._heard):
+            for one in list(self._heard):
+                number = one.number
                 longest = LONGEST_PROMPT if number in PROMPT else LONGEST
-                known = number in self._overdue or number in self._returned
-                if not known and NOW() - began > longest and _may_raise(self._handlers[number]):
+                known = number in self._overdue or number in self._called
+                late = NOW() - one.began > longest
+                if late and not known and _may_raise(self._handlers[number]):
                     self._overdue.add(number)
                     SEND(main, number)
 
@@ -200,6 +216,27 @@ def _may_raise(handler: Any) -> bool:
     return code is None or any(
         one.opname.startswith(("CALL", "RAISE")) for one in dis.get_instructions(code)
     )
+
+
+def _see_own(act: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps what returns a signal's handler: it returns the program's, and not labkit's."""
+
+    @functools.wraps(act)
+    def answer(number: int, *given: Any) -> Any:
+        return _find_own(number, act(number, *given))
+
+    return answer
+
+
+def _find_own(number: int, handler: Any) -> Any:
+    owner = getattr(handler, "__self__", None)
+    return owner.find_handler(number) if isinstance(owner, DeferredSignals) else handler
+
+
+def list_signal_handlers() -> list[Any]:
+    """The program's own handlers of signals."""
+    found = [_find_own(number, FIND_HANDLER(number)) for number in ALL]
+    return [one for one in found if callable(one)]
 
 
 SET_TIMER: Any = getattr(signal, "setitimer", None)

@@ -659,12 +659,32 @@ def _hold_exits() -> Iterator[None]:
         yield
 
 
+# What each running keep_variables() puts back.
+_variables: list[dict[Any, Any]] = []
+
+
 @contextlib.contextmanager
 def keep_variables() -> Iterator[None]:
     """Puts back, on exit, what the block set in the environment; torch sets some as it starts."""
     variables = read_variables()
+    _variables.append(variables)
     try:
         yield
     finally:
+        _variables.remove(variables)
         if read_variables() != variables:
             _put_variables(variables)
+
+
+@contextlib.contextmanager
+def let_variables() -> Iterator[None]:
+    """Lets what the block sets in the environment be, where keep_variables() would put it back."""
+    before = read_variables()
+    try:
+        yield
+    finally:
+        now = read_variables()
+        for kept in _variables if now != before else ():
+            for name in before.keys() - now.keys():
+                kept.pop(name, None)
+            kept |= {name: now[name] for name in now if now[name] != before.get(name)}

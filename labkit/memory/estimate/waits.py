@@ -19,7 +19,7 @@ from typing import Any
 from labkit.memory.estimate import clock
 from labkit.memory.estimate.cuda import find_number, replace_attributes
 from labkit.memory.estimate.obstacles import StalledStepError, StoppedThread
-from labkit.memory.estimate.stalls import LOCK, Wait, Watcher, are_others, find_wait
+from labkit.memory.estimate.stalls import LOCK, PLAIN, Wait, Watcher, are_others, find_wait
 from labkit.memory.track.frames import find_user_frames, list_thread_frames
 
 # How long nothing of the step goes on before it is refused: where all its threads wait, and where
@@ -242,7 +242,14 @@ def _sleeps(frame: FrameType) -> bool:
     return frame.f_code.co_filename == clock.__file__
 
 
-class SlicedLock:
+class _LockKind(type):
+    """The type of what has the place of Python's lock: Python's own lock is one, too."""
+
+    def __instancecheck__(cls, one: Any) -> bool:
+        return isinstance(one, PLAIN)
+
+
+class SlicedLock(metaclass=_LockKind):
     """Python's lock, at which the step's threads wait in slices."""
 
     __slots__ = ("__weakref__", "_lock")
@@ -273,6 +280,10 @@ class SlicedLock:
 
     def _at_fork_reinit(self) -> None:
         self._lock = MAKE_LOCK()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return PLAIN
 
     def __enter__(self) -> bool:
         return self.acquire()
