@@ -14,17 +14,13 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
-from importlib.machinery import SourceFileLoader
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-
-# _disable_current_modes() imports the second one: as a step imports, it must be there already.
-from torch._subclasses import fake_tensor, schema_check_mode  # noqa: F401
+from torch._subclasses import fake_tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.balance.model import MIB
 from labkit.memory.estimate.model import Target
@@ -140,13 +136,11 @@ class MadeReplacements:
 def mend_imported() -> Iterator[None]:
     """Gives the modules that are imported meanwhile, on exit, what they import without an estimate.
 
-    A library that loads its parts when they are first used would keep what is replaced now. What
-    such a module makes itself, as its tables of coefficients, is real: it is made once a process.
+    A library that loads its parts when they are first used would keep what is replaced now.
     """
     before = list(sys.modules)
     try:
-        with replace_attributes(SourceFileLoader, exec_module=_execute_for_real):
-            yield
+        yield
     finally:
         # Most estimates import nothing, and lists are compared faster than sets are made.
         now = list(sys.modules)
@@ -155,15 +149,6 @@ def mend_imported() -> Iterator[None]:
             names = vars(module) if type(module) is ModuleType else {}
             for name, value in list(names.items()):
                 names[name] = _find_original(name, value)
-
-
-EXECUTE = SourceFileLoader.exec_module
-
-
-def _execute_for_real(loader: SourceFileLoader, module: ModuleType) -> None:
-    """Runs a module's code without the modes of a simulation."""
-    with _disable_current_modes():
-        EXECUTE(loader, module)
 
 
 def _find_original(name: str, value: Any) -> Any:

@@ -39,6 +39,7 @@ import torch
 from labkit.memory.estimate.clock import CUT, DATES, Clock, list_dates, list_functions
 from labkit.memory.estimate.cuda import Replacement, find_number, mend_imported
 from labkit.memory.estimate.held import RENEWED, is_stream, keep_place, list_inner, moves
+from labkit.memory.estimate.imports import IMPORTS
 from labkit.memory.estimate.iterators import end_copies, find_copy
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
@@ -216,6 +217,7 @@ class Draws:
                     put(name, made)
             stack.callback(self._restore)
             stack.enter_context(mend_imported())
+            stack.enter_context(IMPORTS.hold())
             yield
 
     def _restore(self) -> None:

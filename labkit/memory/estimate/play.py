@@ -303,6 +303,9 @@ def _find_batch(
 
 def estimate_work(work: Work, target: Target) -> Estimate:
     """The estimate; of both ways that the step can go, by unknown values or backward's order."""
+    from labkit.memory.estimate.imports import IMPORTS
+
+    IMPORTS.forget()
     found: list[Estimate] = []
     failures: list[UsageError] = []
     ways: list[Assumptions] = []
@@ -383,6 +386,7 @@ def _follow(
     A decision that ends in an error was a check of the step's own (``if not valid: raise``), or
     one decision too many of a kind (all layers are left out): the real step decides otherwise.
     """
+    from labkit.memory.estimate.imports import IMPORTS
     from labkit.memory.estimate.values import Assumptions
 
     changed: set[Any] = set()
@@ -391,8 +395,15 @@ def _follow(
     while True:
         assumptions = Assumptions(answer=answer, changed=changed, began_ns=began_ns)
         try:
-            return _estimate_one(work, target, assumptions), assumptions
+            with IMPORTS.ask() as needed:
+                made = _estimate_one(work, target, assumptions)
+            if not needed:
+                return made, assumptions
+            IMPORTS.import_now(needed[0])
         except UsageError as error:
+            if needed:
+                IMPORTS.import_now(needed[0])
+                continue
             if tried and assumptions.asked <= reached:
                 changed.discard(tried[-1])  # the step came no further
             reached = max(reached, assumptions.asked)

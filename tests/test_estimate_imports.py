@@ -1,0 +1,108 @@
+"""What a step imports for the first time is imported for real: the real step finds it whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from labkit.errors import UsageError
+from labkit.memory.estimate.play import estimate_memory
+
+REGISTRY = []
+MODULE = """
+import os, random, threading
+import torch
+from tests.test_estimate_imports import REGISTRY
+
+REGISTRY.append(__name__)
+os.environ["LABKIT_TEST_IMPORTED"] = "1"
+LOCK, CALLS = threading.Lock(), []
+NUMBER, TABLE = random.random(), torch.rand(4)
+MASKS = {}
+
+def find_mask(size):
+    CALLS.append(size)
+    if size not in MASKS:
+        MASKS[size] = torch.ones(size)
+    return MASKS[size]
+"""
+
+
+@pytest.fixture
+def late(tmp_path, monkeypatch):
+    """The name of a module that nobody has imported, and that another one imports."""
+    (tmp_path / "labkit_late.py").write_text(MODULE)
+    (tmp_path / "labkit_later.py").write_text("import labkit_late as late\nVALUE = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LABKIT_TEST_IMPORTED", "0")
+    monkeypatch.setattr(sys.modules[__name__], "REGISTRY", REGISTRY)
+    REGISTRY.clear()
+    yield "labkit_late"
+    for name in ("labkit_late", "labkit_later"):
+        sys.modules.pop(name, None)
+
+
+def train():
+    import labkit_later
+
+    layer = nn.Linear(4, 4)
+    layer(labkit_later.late.find_mask(4) * labkit_later.late.TABLE).sum().backward()
+
+
+def test_the_real_step_finds_what_the_import_has_done(late):
+    before = random.getstate(), torch.get_rng_state()
+    estimate = estimate_memory(lambda: train)
+    assert estimate.obstacle is None and estimate.notes == ()
+    assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
+    module = sys.modules[late]
+    assert [late] == REGISTRY and os.environ["LABKIT_TEST_IMPORTED"] == "1"
+    assert type(module.LOCK) is type(threading.Lock())
+    assert type(module.TABLE) is torch.Tensor
+    # What the step has done in it is put back.
+    assert module.CALLS == [] and module.MASKS == {}
+    train()
+    assert module.CALLS == [4] and type(module.MASKS[4]) is torch.Tensor
+
+
+def test_a_step_that_catches_everything_imports_all_the_same(late):
+    def step():
+        try:
+            import labkit_late
+        except:  # noqa: E722
+            raise RuntimeError("not imported") from None
+        labkit_late.find_mask(4).requires_grad_().sum().backward()
+
+    assert estimate_memory(lambda: step).obstacle is None
+    assert [late] == REGISTRY and sys.modules[late].MASKS == {}
+
+
+def test_what_cannot_be_imported_is_the_steps_own_affair(late, tmp_path):
+    (tmp_path / "labkit_late.py").write_text("import labkit_is_not_there\n")
+
+    def step():
+        try:
+            import labkit_late  # noqa: F401
+        except ImportError:
+            torch.ones(5, requires_grad=True).sum().backward()
+
+    assert estimate_memory(lambda: step).peak_bytes > 0
+    assert late not in sys.modules
+    with pytest.raises(UsageError, match="raised ModuleNotFoundError: No module named"):
+        estimate_memory(lambda: train)
+
+
+def test_a_path_that_the_step_itself_adds_is_followed(late, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(tmp_path)])
+
+    def step():
+        sys.path.insert(0, str(tmp_path))
+        train()
+
+    assert estimate_memory(lambda: step).obstacle is None
+    assert str(tmp_path) not in sys.path
