@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -106,3 +108,26 @@ def test_a_path_that_the_step_itself_adds_is_followed(late, tmp_path, monkeypatc
 
     assert estimate_memory(lambda: step).obstacle is None
     assert str(tmp_path) not in sys.path
+
+
+def test_a_module_that_another_thread_imports_meanwhile_is_whole(tmp_path, monkeypatch):
+    text = "from tests.test_estimate_imports import WAIT\nimport time\nBEGUN = 1\n"
+    text += "while not WAIT:\n    time.sleep(0.01)\nENDED = 1\n"
+    (tmp_path / "labkit_slow.py").write_text(
+        f"from tests.test_estimate_imports import WAIT\n{text}"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    WAIT.clear()
+    thread = threading.Thread(target=importlib.import_module, args=("labkit_slow",))
+    thread.start()
+    while not hasattr(sys.modules.get("labkit_slow"), "BEGUN"):
+        time.sleep(0.01)
+    timer = threading.Timer(0.3, WAIT.append, (1,))
+    timer.start()
+    estimate_memory(lambda: lambda: [time.sleep(0.01) for _ in range(100)] and torch.ones(3) * 2)
+    WAIT.append(1)
+    thread.join()
+    assert sys.modules.pop("labkit_slow").ENDED == 1
+
+
+WAIT = []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging.handlers
 import multiprocessing
 import multiprocessing.pool
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -484,3 +486,26 @@ def test_what_the_step_itself_sets_of_asyncios_is_put_back(kind):
     one = kind()
     run(lambda: one.set() if kind is asyncio.Event else one.put_nowait(1))
     assert not (one.is_set() if kind is asyncio.Event else one.qsize())
+
+
+BEFORE, KIND = threading.Lock(), type(threading.Lock())
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_lock_cannot_be_copied_in_the_step_either(copier):
+    def step(values):
+        with pytest.raises(TypeError, match="cannot pickle"):
+            copier(BEFORE)
+        values * 2
+
+    estimate_memory(step, torch.ones(3))
+
+
+def test_a_lock_is_of_its_kind_in_the_step():
+    def step(values):
+        made = threading.Lock()
+        assert all(isinstance(one, KIND) for one in (BEFORE, made))
+        assert all(isinstance(one, type(threading.Lock())) for one in (BEFORE, made))
+        values * 2
+
+    estimate_memory(step, torch.ones(3))

@@ -24,6 +24,8 @@ import re
 import sqlite3
 import struct
 import tempfile
+import threading
+import time
 import zlib
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -267,3 +269,30 @@ def test_a_file_in_memory_that_the_step_moves_to_the_disk_is_in_memory():
     with spool() as one:
         run(one, lambda given: given.write(b"a" * 30), "directly")
         assert (one.tell(), one.read(), one._rolled) == (1, TEXT[1:].encode(), False)
+
+
+GIVEN = queue.SimpleQueue()
+
+
+def test_what_another_thread_puts_into_a_queue_meanwhile_stays():
+    """Also where the step can reach the queue, by the names of its module."""
+    for _ in range(3):
+        GIVEN.put("before")
+    ended = []
+
+    def give():
+        while not ended:
+            GIVEN.put("meanwhile")
+            counted.append(1)
+            time.sleep(0.002)
+
+    counted, thread = [], threading.Thread(target=give)
+    thread.start()
+    try:
+        notes = estimate_memory(lambda: lambda: [torch.ones(4) * 2 for _ in range(300)]).notes
+    finally:
+        ended.append(1)
+        thread.join()
+    found = [GIVEN.get() for _ in range(GIVEN.qsize())]
+    assert notes == () and found[:3] == ["before"] * 3
+    assert len(found) > 10 and set(found[3:]) == {"meanwhile"}

@@ -73,14 +73,14 @@ class LiveIteratorError(BaseException):
     """
 
 
-class Held:
+class HeldThing:
     """Has the place of something for the step; what else runs uses the thing itself."""
 
     __slots__ = ()
     is_step: Callable[[], bool] = staticmethod(lambda: True)
 
 
-class HeldIterator(Held):
+class HeldIterator(HeldThing):
     """Has the place of what cannot be copied, and refuses to give anything."""
 
     # Without a dictionary, in which a search for what moves on would find it.
@@ -120,7 +120,7 @@ class HeldIterator(Held):
         raise LiveIteratorError(name_kind(self._held), FIX_STREAM if is_stream(self._held) else fix)
 
 
-class HeldQueue(Held):
+class HeldQueue(HeldThing):
     """Has the place of a ``queue.SimpleQueue``, as ``queues.py`` has that of Python's others."""
 
     __slots__ = ("_held",)

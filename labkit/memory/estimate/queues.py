@@ -19,7 +19,13 @@ from typing import Any
 
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement, replace_attributes
 from labkit.memory.estimate.guard import WORK, StepThreads, is_done
-from labkit.memory.estimate.held import Held, HeldQueue, LiveIteratorError, drop_item, refuse_taking
+from labkit.memory.estimate.held import (
+    HeldQueue,
+    HeldThing,
+    LiveIteratorError,
+    drop_item,
+    refuse_taking,
+)
 
 MADE = "labkit_made"
 FIX_POOL = "let the step compute it itself, or have it computed before and pass the result"
@@ -54,7 +60,7 @@ def hold_queues(
         kinds += [shared.Queue, shared.JoinableQueue, shared.SimpleQueue]
     with contextlib.ExitStack() as stack:
         stack.enter_context(replace_attributes(HeldQueue, note=staticmethod(note)))
-        stack.enter_context(replace_attributes(Held, is_step=staticmethod(is_step)))
+        stack.enter_context(replace_attributes(HeldThing, is_step=staticmethod(is_step)))
         HeldQueue.given.clear()
         for kind in kinds:
             names = {
