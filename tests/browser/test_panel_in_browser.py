@@ -49,8 +49,16 @@ def write_notebook(server: LabServer, name: str, cells: tuple[str, ...] = CELLS)
 
 
 def read_panel(driver: WebDriver) -> str:
-    """The panel's words as a reader sees them; it is replaced as it is read, so in one go."""
-    return driver.execute_script("return document.querySelector('.labkit-panel').innerText")
+    """The panel's words as a reader sees them; it is replaced as it is read, so in one go.
+
+    A page that has just been opened, or a panel that is being replaced, has none for a moment.
+    """
+    script = "return document.querySelector('.labkit-panel')?.innerText"
+    seen: list[str] = []
+    assert wait_until(
+        lambda: seen.append(driver.execute_script(script)) or seen[-1], timeout_seconds=60
+    )
+    return seen[-1]
 
 
 def read_held(driver: WebDriver) -> int:
@@ -59,8 +67,11 @@ def read_held(driver: WebDriver) -> int:
 
 
 def says_late(driver: WebDriver) -> bool:
-    script = "return getComputedStyle(document.querySelector('.labkit-late')).visibility"
-    return driver.execute_script(script) == "visible"
+    script = (
+        "const one = document.querySelector('.labkit-late');"
+        "return one !== null && getComputedStyle(one).visibility === 'visible'"
+    )
+    return driver.execute_script(script)
 
 
 def shows_panel(notebook: dict) -> bool:
