@@ -108,6 +108,8 @@ def test_a_path_that_the_step_itself_adds_is_followed(late, tmp_path, monkeypatc
 
     assert estimate_memory(lambda: step).obstacle is None
     assert str(tmp_path) not in sys.path
+    # It cannot be imported for real, and what it makes is all the same.
+    assert type(sys.modules[late].TABLE) is torch.Tensor
 
 
 def test_a_module_that_another_thread_imports_meanwhile_is_whole(tmp_path, monkeypatch):

@@ -481,31 +481,6 @@ from torch import load, save, tensor
 """
 
 
-TABLES = """
-import torch
-
-COEFFICIENTS = torch.tensor([0.5, 2.0])
-TABLE = torch.linspace(0, 1, 5)[1:] * COEFFICIENTS[1]
-"""
-
-
-def test_what_a_module_makes_that_a_step_imports_is_real(tmp_path, monkeypatch):
-    (tmp_path / "tables_late.py").write_text(TABLES)
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def step(values):
-        import tables_late
-
-        (values * tables_late.COEFFICIENTS).sum().backward()
-
-    estimate = estimate_memory(step, torch.ones(2, requires_grad=True))
-    late = sys.modules.pop("tables_late")
-    assert estimate.obstacle is None
-    assert type(late.TABLE) is torch.Tensor
-    assert late.TABLE.tolist() == [0.5, 1.0, 1.5, 2.0]
-    assert not any("left" in note for note in estimate.notes)
-
-
 def test_a_module_that_a_step_imports_keeps_nothing_of_the_simulation(tmp_path, monkeypatch):
     (tmp_path / "imported_late.py").write_text(LATE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from labkit.memory.estimate.cuda import FakeMode
 from labkit.memory.estimate.layouts import lay_out
 from labkit.memory.estimate.play import estimate_memory
-from labkit.memory.track.tracker import track_memory
+from tests.fakes.steps import measure_twice
 
 SHAPES = ((2, 8, 1, 1), (1, 8, 4, 4), (2, 1, 4, 4), (2, 8, 1, 4), (2, 8, 4, 4), (1, 4, 1, 1))
 
@@ -177,14 +177,5 @@ def test_a_pyramid_of_pooled_images_is_exact():
 
         return step
 
-    def run():
-        step = make_step()
-        step()
-        step()
-
     estimate = estimate_memory(make_step)
-    run()
-    with track_memory("cpu", tensors=True) as tracked:
-        run()
-    measured = tracked.use.find_span("tensors").peak_bytes
-    assert estimate.peak_bytes == pytest.approx(measured, rel=0.001)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), rel=0.001)

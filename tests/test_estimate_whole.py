@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from labkit.memory.estimate import tracer, whole
 from labkit.memory.estimate.play import estimate_memory
-from labkit.memory.track.tracker import track_memory
-from tests.fakes.steps import estimate_in_states
+from tests.fakes.steps import estimate_in_states, measure_twice
 
 STEPS, BATCH, WIDTH = 12, 4, 16
 needs_hooks = pytest.mark.skipif(
@@ -295,18 +293,8 @@ BY_PARTS = {
 
 def judge_exactly(make_step, monkeypatch, tolerance=0.0):
     """Fails where the estimate is not that by parts, or too far from the profiler's peak."""
-
-    def run():
-        step = make_step()
-        step()
-        step()
-
     estimate = estimate_memory(make_step)
-    run()
-    gc.collect()
-    with track_memory("cpu", tensors=True) as tracked:
-        run()
-    measured = tracked.use.find_span("tensors").peak_bytes
+    measured = measure_twice(make_step)
     assert abs(estimate.peak_bytes - measured) <= tolerance * measured
     assert estimate.obstacle is None
     with monkeypatch.context() as patch:

@@ -418,13 +418,11 @@ def _count(one: Any) -> int:
 
 
 def restore_lock(one: Any, locked: bool, *, alone: bool, known: bool) -> None:
-    """Locks or unlocks a lock where the step must have done it: where no other thread lives.
+    """Locks or unlocks a changed lock if the step must have done it: if no other thread lives.
 
     ``known`` is for a lock of which each change of the step's is seen (``StepLock``): what is left
     is another thread's. Raises RuntimeError where it may be either's.
     """
-    if one.locked() is locked:
-        return
     if alone and locked:
         one.acquire(blocking=False)
     elif alone:

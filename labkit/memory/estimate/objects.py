@@ -424,6 +424,8 @@ class KeptObjects:
         held = self.step_locks.get(find_number(one))
         if held is not None:
             held.settle()
+        if one.locked() is locked:  # as most are: to look at all threads takes longer
+            return
         known = find_number(one) in self._placed
         alone = self._alone and not are_others([threading.get_ident()])
         restore_lock(one, locked, alone=alone, known=known)

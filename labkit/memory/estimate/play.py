@@ -394,24 +394,25 @@ def _follow(
     reached = -1
     while True:
         assumptions = Assumptions(answer=answer, changed=changed, began_ns=began_ns)
+        made: Any = None
         try:
             with IMPORTS.ask() as needed:
                 made = _estimate_one(work, target, assumptions)
-            if not needed:
-                return made, assumptions
-            IMPORTS.import_now(needed[0])
         except UsageError as error:
-            if needed:
-                IMPORTS.import_now(needed[0])
-                continue
-            if tried and assumptions.asked <= reached:
-                changed.discard(tried[-1])  # the step came no further
-            reached = max(reached, assumptions.asked)
-            change = assumptions.find_change(tried)
-            if change is None or len(tried) == MOST_CHECKS:
-                return error, assumptions
-            tried.append(change)
-            changed.add(change)
+            made = error
+        if needed:
+            IMPORTS.import_now(needed[0])
+            continue
+        if not isinstance(made, UsageError):
+            return made, assumptions
+        if tried and assumptions.asked <= reached:
+            changed.discard(tried[-1])  # the step came no further
+        reached = max(reached, assumptions.asked)
+        change = assumptions.find_change(tried)
+        if change is None or len(tried) == MOST_CHECKS:
+            return made, assumptions
+        tried.append(change)
+        changed.add(change)
 
 
 def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
