@@ -108,7 +108,6 @@ def test_a_path_that_the_step_itself_adds_is_followed(late, tmp_path, monkeypatc
 
     assert estimate_memory(lambda: step).obstacle is None
     assert str(tmp_path) not in sys.path
-    # It cannot be imported for real, and what it makes is all the same.
     assert type(sys.modules[late].TABLE) is torch.Tensor
 
 
@@ -130,6 +129,54 @@ def test_a_module_that_another_thread_imports_meanwhile_is_whole(tmp_path, monke
     WAIT.append(1)
     thread.join()
     assert sys.modules.pop("labkit_slow").ENDED == 1
+
+
+READING = """
+import os, sys, torch
+SIZE, WORDS, TABLE = os.environ.get("LABKIT_TEST_SIZE"), sys.argv[1:], torch.ones(3)
+WEIGHT = torch.nn.Linear(2, 2).weight * 2
+os.environ["LABKIT_TEST_IMPORTED"] = "1"
+sys.path.append("/labkit/of/the/module")
+"""
+
+
+def test_a_module_is_imported_with_what_the_step_has_set(late, tmp_path, monkeypatch):
+    (tmp_path / "labkit_late.py").write_text(READING)
+    monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one != str(tmp_path)])
+    monkeypatch.delenv("LABKIT_TEST_SIZE", raising=False)
+
+    def step():
+        os.environ["LABKIT_TEST_SIZE"] = "1000"
+        sys.argv.append("word")
+        sys.path.insert(0, str(tmp_path))
+        torch.set_default_dtype(torch.float64)
+        with torch.no_grad():
+            import labkit_late
+        torch.set_default_dtype(torch.float32)
+        labkit_late.TABLE.clone().requires_grad_().sum().backward()
+
+    assert estimate_memory(lambda: step).obstacle is None
+    module = sys.modules[late]
+    assert (module.SIZE, module.WORDS, module.TABLE.dtype) == ("1000", ["word"], torch.float64)
+    assert type(module.TABLE) is torch.Tensor and not module.WEIGHT.requires_grad
+    # What the step has set is put back, and what the module has set stays.
+    assert "LABKIT_TEST_SIZE" not in os.environ and sys.argv == ["program"]
+    assert os.environ["LABKIT_TEST_IMPORTED"] == "1"
+    assert sys.path[-1] == "/labkit/of/the/module" and str(tmp_path) not in sys.path
+    assert torch.get_default_dtype() is torch.float32 and torch.is_grad_enabled()
+
+
+def test_a_module_that_ends_the_program_as_it_is_imported_is_the_steps_own_affair(late, tmp_path):
+    (tmp_path / "labkit_late.py").write_text("raise SystemExit(3)\n")
+
+    def step():
+        try:
+            import labkit_late  # noqa: F401
+        except SystemExit:
+            torch.ones(5, requires_grad=True).sum().backward()
+
+    assert estimate_memory(lambda: step).peak_bytes > 0
 
 
 WAIT = []

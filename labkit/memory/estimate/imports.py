@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import random
 import sys
 import threading
 from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,12 +38,56 @@ class NeedsImportError(BaseException):
     """
 
 
+class ImportState(NamedTuple):
+    """What a module may read while it is imported, as the step has set it."""
+
+    variables: dict[str, str]
+    arguments: list[str]
+    paths: list[str]
+    dtype: torch.dtype
+    records: bool
+
+    @classmethod
+    def read(cls) -> ImportState:
+        """That of the running thread."""
+        variables, arguments, paths = dict(os.environ), list(sys.argv), list(sys.path)
+        dtype, records = torch.get_default_dtype(), torch.is_grad_enabled()
+        return cls(variables, arguments, paths, dtype, records)
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """Sets it until exit; of the variables and paths, what the block changes itself stays."""
+        before = self.read()
+        _change_variables(before.variables, self.variables)
+        sys.argv[:], sys.path[:] = self.arguments, self.paths
+        torch.set_default_dtype(self.dtype)
+        try:
+            with torch.set_grad_enabled(self.records):
+                yield
+        finally:
+            torch.set_default_dtype(before.dtype)
+            sys.argv[:] = before.arguments
+            added = [one for one in sys.path if one not in self.paths]
+            sys.path[:] = [*before.paths, *added]
+            made = dict(os.environ)
+            _change_variables(made, before.variables)
+            _change_variables(self.variables, made)
+
+
+def _change_variables(first: dict[str, str], other: dict[str, str]) -> None:
+    """Makes those changes in the environment that lead from the first variables to the others."""
+    for name in first.keys() - other.keys():
+        os.environ.pop(name, None)
+    os.environ.update({name: one for name, one in other.items() if first.get(name) != one})
+
+
 class StepImports:
     """The modules that the step of an estimate imports; there is one estimate at a time."""
 
     def __init__(self) -> None:
         self._tried: set[str] = set()
         self._needed: str | None = None
+        self._state = ImportState.read()
         self._thread: int | None = None
 
     @contextlib.contextmanager
@@ -64,7 +109,7 @@ class StepImports:
         # Else the program runs a file itself, by a name that may be another module's.
         is_import = getattr(module.__spec__, "_initializing", False)
         if is_import and not known and threading.get_ident() == self._thread:
-            self._needed = name
+            self._needed, self._state = name, ImportState.read()
             raise NeedsImportError(name)
 
     @contextlib.contextmanager
@@ -82,9 +127,13 @@ class StepImports:
             needed += [] if self._needed is None else [self._needed]
 
     def import_now(self, name: str) -> None:
-        """Imports it for real; what it raises, the step will meet by itself."""
+        """Imports it for real, with the state that the step has set.
+
+        What it raises, the step will meet by itself.
+        """
         self._tried.add(name)
-        with let_variables(), _keep_generators(), contextlib.suppress(Exception):
+        caught = contextlib.suppress(Exception, SystemExit)
+        with let_variables(), _keep_generators(), caught, self._state.use():
             importlib.import_module(name)
 
     def forget(self) -> None:
