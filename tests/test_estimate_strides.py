@@ -87,6 +87,17 @@ class Applied(nn.Module):
         return self.function(self.mix(values))
 
 
+class Scaled(nn.Module):
+    """An enlarged image, and one parameter: its training step calls no library's convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, values):
+        return functional.interpolate(values * self.scale, scale_factor=2, mode="bilinear")
+
+
 def enlarge(mode):
     return lambda: Applied(lambda one: functional.interpolate(one, scale_factor=2, mode=mode))
 
@@ -167,10 +178,20 @@ def test_what_is_too_large_is_measured_on_fewer_samples(monkeypatch):
 def test_what_cannot_be_measured_is_an_interval(monkeypatch):
     monkeypatch.setattr(measured, "MOST_BYTES", 2**10)
     monkeypatch.setattr(measured, "_measured", {})
-    make_step = train(enlarge("bilinear"), 3, 61, 43, batch=1)
+    make_step = train(Scaled, 4, 61, 43, batch=1)
     estimate, peak = estimate_memory(make_step), measure_step(make_step)
+    assert estimate.obstacle is None
     assert estimate.lowest_bytes < peak <= estimate.peak_bytes
     assert "upsample_bilinear2d_backward may copy arguments" in estimate.notes[0]
+
+
+def test_a_doubt_beside_what_has_no_figure_is_a_lower_bound(monkeypatch):
+    monkeypatch.setattr(measured, "MOST_BYTES", 2**10)
+    monkeypatch.setattr(measured, "_measured", {})
+    make_step = train(enlarge("bilinear"), 3, 61, 43, batch=1)
+    estimate, peak = estimate_memory(make_step), measure_step(make_step)
+    assert estimate.obstacle.operator == "aten.convolution.default"
+    assert estimate.lowest_bytes == estimate.peak_bytes < peak
 
 
 def test_zeros_reach_as_far_as_a_kernel_that_ignores_strides():
