@@ -14,12 +14,12 @@ from labkit.memory.estimate import measured, strides
 from labkit.memory.estimate.operators import (
     CONVERTING,
     CPU_SCRATCH,
-    SCATTERED,
     SCRATCH,
     count_converted,
     count_promoted,
 )
 from labkit.memory.estimate.play import estimate_memory
+from labkit.memory.estimate.selecting import SCATTERED
 from labkit.memory.track.counters import TensorCounter
 from labkit.memory.track.storages import list_tensors
 from labkit.memory.track.tracker import track_memory

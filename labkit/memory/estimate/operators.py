@@ -684,6 +684,8 @@ def _count_sort(arguments: Any) -> int:
 CONVERTING = frozenset("sum mean prod nansum cumsum cumprod linalg_vector_norm".split())  # noqa: SIM905
 
 
+# Operators that copy, and the size of the block in which they turn a matrix (``Copy.cpp``).
+TURNING, TURNED_ELEMENTS = frozenset({"clone", "copy_"}), 60 * 60
 # Elementwise operators that compare, and those that read another type than they return.
 COMPARING = frozenset(
     "eq ne lt le gt ge logical_and logical_or logical_xor".split()  # noqa: SIM905
@@ -713,6 +715,20 @@ def count_converted(name: str, tensor: Any, result: Any) -> int:
         return 0
     early = tensor.dtype is torch.bool and spreads_gradient()
     return int(tensor.numel() * (result.element_size() + 2 * early))
+
+
+def count_turned(name: str, arguments: Any, result: Any) -> int:
+    """The bytes of the block by which the CPU turns a matrix as it copies it."""
+    source = arguments[name == "copy_"]
+    turned = (
+        source.dim() == 2
+        and source.stride() == (1, source.size(0))
+        and source.numel() >= TURNED_ELEMENTS
+        and source.shape == result.shape
+        and source.dtype is result.dtype
+        and result.is_contiguous()
+    )
+    return TURNED_ELEMENTS * int(source.element_size()) if turned else 0
 
 
 def count_promoted(operator: Any, arguments: Any, tensors: list[Any], result: Any) -> int:
@@ -746,28 +762,6 @@ def _find_common(dtype: Any, other: Any) -> Any:
     return dtype
 
 
-def count_selecting(name: str, arguments: Any, made: Any) -> int:
-    """The bytes of the places of what a mask selects, and of the sorted values of ``unique``."""
-    tensor, chosen = arguments[0], list_tensors(made)[0]
-    if name == "_unique2":
-        return int(tensor.numel() * (8 + tensor.element_size()))
-    if name == "masked_select":
-        mask = arguments[1]
-        whole = torch.broadcast_shapes(tensor.shape, mask.shape)
-        each = 8 * len(whole) * chosen.numel()
-        return each if tensor.device.type == "cuda" else _count_places(int(whole.numel()))
-    if name != "index" or not tensor.numel():
-        return 0
-    masks = [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
-    return sum(8 * one.dim() * (chosen.numel() * one.numel() // tensor.numel()) for one in masks)
-
-
-def _count_places(elements: int) -> int:
-    """Where several threads write what a mask selects on the CPU: the mask in 64 bits, its sums."""
-    several = torch.get_num_threads() > 1 and elements >= PARALLEL_ELEMENTS
-    return 16 * elements if several else 0
-
-
 def _count_put(arguments: Any) -> int:
     """``index_put`` with masks: the places, except of a single value, which fills."""
     tensor, indices, values = arguments[:3]
@@ -780,16 +774,13 @@ def _count_put(arguments: Any) -> int:
     )
 
 
-# The operator that `count_scattered` is for: what it takes depends on values, known or assumed.
-SCATTERED = "masked_scatter_backward"
-
-
-def count_scattered(arguments: Any, chosen: int) -> int:
-    """Backward of ``masked_scatter``: what the mask selects, and how it counts, then the rest."""
-    gradient, mask, sizes = arguments[:3]
-    size, whole = gradient.element_size(), math.prod(sizes)
-    counts = _count_places(max(gradient.numel(), mask.numel()))
-    return int(max((chosen - whole) * size + counts, whole * size))
+def _count_cuda_scatter(arguments: Any) -> int:
+    """``masked_scatter`` of CUDA: sums of the mask in 64 bits, copies of what is not contiguous."""
+    tensor, mask, source = arguments[:3]
+    elements = tensor.numel()
+    repeated = mask.numel() != elements or not mask.is_contiguous()
+    copied = 0 if source.is_contiguous() else source.numel() * source.element_size()
+    return int((8 + repeated) * elements + copied)
 
 
 def _count_nonzero(arguments: Any) -> int:
@@ -918,6 +909,8 @@ SCRATCH: dict[str, Callable[[Any], int]] = {
     "multinomial": _count_multinomial,
     "index_put": _count_put,
     "index_put_": _count_put,
+    "masked_scatter": _count_cuda_scatter,
+    "masked_scatter_": _count_cuda_scatter,
     "im2col": _count_unfold,
     "col2im": _count_copied,
     "binary_cross_entropy_with_logits": _count_logits,

@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from labkit.memory.estimate.cuda import find_number, replace_attributes
 from labkit.memory.estimate.limits import CARRYING, PLACES, SUBSETS
-from labkit.memory.estimate.operators import CONVERTING, SCATTERED, spreads_gradient
+from labkit.memory.estimate.operators import CONVERTING, spreads_gradient
+from labkit.memory.estimate.selecting import SCATTERED
 from labkit.memory.estimate.strides import find_name
 from labkit.memory.estimate.values import LIKE
 from labkit.memory.track.storages import LIFT, list_tensors

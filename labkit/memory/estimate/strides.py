@@ -70,7 +70,8 @@ CUDA_LAST = frozenset(
 )
 # and those whose table in ``operators.py`` has the copies. Attention goes by strides.
 CUDA_COUNTED = frozenset(
-    "convolution convolution_backward mm addmm bmm baddbmm im2col col2im".split()  # noqa: SIM905
+    """convolution convolution_backward mm addmm bmm baddbmm im2col col2im masked_scatter
+    masked_scatter_""".split()  # noqa: SIM905
 )
 FEWEST_CHANNELS = 4
 ATTENTION = ("_scaled_dot_product_", "_efficient_attention_", "_flash_attention_")

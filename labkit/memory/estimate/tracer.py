@@ -36,12 +36,11 @@ from labkit.memory.estimate.obstacles import UNKNOWN, RealTensorError
 from labkit.memory.estimate.operators import (
     CONVERTING,
     CPU_SCRATCH,
-    SCATTERED,
     SCRATCH,
+    TURNING,
     count_converted,
     count_promoted,
-    count_scattered,
-    count_selecting,
+    count_turned,
 )
 from labkit.memory.estimate.replaced import (
     ATEN,
@@ -73,6 +72,7 @@ from labkit.memory.estimate.results import (
     mark_operators,
     measure,
 )
+from labkit.memory.estimate.selecting import SCATTERED, count_scattered, count_selecting
 from labkit.memory.estimate.strides import count_copies, count_cuda_copies, find_name
 from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
@@ -460,6 +460,7 @@ class FakeTracer(StorageTracer):
         value = self.values.compute(operator, tensors, arguments, named)
         if value is not None:
             fakes = [self._add_like(one, tensors[0]) for one in list_tensors(value)]
+            self._count_scratch(count_selecting(find_name(operator), arguments, fakes), tensors)
             if isinstance(value, torch.Tensor):
                 return fakes[0]
             return type(value)(fakes) if isinstance(value, list | tuple) else value
@@ -482,9 +483,7 @@ class FakeTracer(StorageTracer):
         if made is not None:
             for one in list_tensors(made):
                 self._add_new(one, "activations", frames, backward=backward)
-            self._count_scratch(
-                count_selecting(operator._schema.name[6:], arguments, made), tensors
-            )
+            self._count_scratch(count_selecting(find_name(operator), arguments, made), tensors)
             if operator is ATEN.nonzero.default and tensors[0].numel() <= KNOWN_ELEMENTS:
                 # What is selected is known then: a loop over it, such as of experts, can go on.
                 with _disable_current_modes():
@@ -493,6 +492,9 @@ class FakeTracer(StorageTracer):
 
     def _add_like(self, value: Any, tensor: Any) -> Any:
         fake = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)
+        if isinstance(value, torch.Tensor) and tensor.device.type == "cpu":
+            # Of the place for all values, `unique_consecutive` returns what it has filled.
+            fake.untyped_storage().resize_(value.untyped_storage().nbytes())
         self._add_new(fake, "other", find_user_frames())
         self.values.keep(fake, value)
         return fake
@@ -527,6 +529,10 @@ class FakeTracer(StorageTracer):
         # What sparse operators take depends on values; their tensors are an obstacle already.
         if not tensors or any(one.layout is not torch.strided for one in tensors):
             return 0
+        if name == SCATTERED:
+            gradient, mask = arguments[:2]
+            repeats = gradient.numel() // max(1, mask.numel())
+            return count_scattered(arguments, self._count_chosen(mask) * repeats)
         if tensors[0].device.type == "cuda":
             self._note_libraries(name)
             count = SCRATCH.get(name)
@@ -548,8 +554,8 @@ class FakeTracer(StorageTracer):
         if name == "where" and node is not None and node.name().startswith("MaskedFill"):
             self.note_obstacle(EstimateObstacle("masked_fill's backward pass", UNKNOWN_SCRATCH))
             return None
-        if name == SCATTERED:
-            return count_scattered(arguments, self._count_chosen(arguments[1]))
+        if name in TURNING:
+            return count_turned(name, arguments, result)
         count = CPU_SCRATCH.get(name)
         own = count(arguments) if count else 0
         return own + count_promoted(operator, arguments, tensors, result)

@@ -755,14 +755,16 @@ def make_unpacking(values: KnownValues) -> Callable[..., Any]:
 
 
 def _list_masks(operator: Any, arguments: Any) -> list[Any]:
-    """The masks by which an index selects."""
+    """The masks by which an index or ``masked_select`` selects."""
+    if operator._schema.name == "aten::masked_select":
+        return [arguments[1]]
     if operator._schema.name != "aten::index":
         return []
     return [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
 
 
 def selects_by_known(operator: Any, arguments: Any, find: Callable[[Any], Any]) -> bool:
-    """True for an index whose masks all have known values; ``find`` returns them, or None."""
+    """True where all masks that select have known values; ``find`` returns them, or None."""
     masks = _list_masks(operator, arguments)
     return bool(masks) and all(find(one) is not None for one in masks)
 
@@ -783,6 +785,48 @@ def count_values(
     return values.new_empty(least, dtype=torch.int64 if weights is None else other)
 
 
+def _count_true(mask: Any, shape: torch.Size) -> int:
+    """How many elements of a tensor of this shape the mask selects."""
+    with _disable_current_modes():
+        return int(mask.expand(shape).sum())
+
+
+def _assume_unique(tensor: Any, size: int, inverse: bool = False, counts: bool = False) -> Any:
+    """What ``unique`` returns of ``size`` values."""
+    places = tensor.new_empty(tensor.shape if inverse else 0, dtype=torch.int64)
+    return tensor.new_empty(size), places, tensor.new_empty(size * counts, dtype=torch.int64)
+
+
+def _assume_consecutive(tensor: Any, size: int, inverse: bool = False, counts: bool = False) -> Any:
+    """What ``unique_consecutive`` returns of ``size`` values: the beginning of place for all."""
+    places = tensor.new_empty(tensor.shape if inverse else 0, dtype=torch.int64)
+    whole = tensor.new_empty(tensor.numel() * counts, dtype=torch.int64)
+    return tensor.new_empty(tensor.numel())[:size], places, whole[: size * counts]
+
+
+def _assume_parts(tensor: Any, dim: int, count: Callable[[torch.Size], int]) -> Any:
+    """What ``unique`` returns of the parts along a dimension, always with places and counts."""
+    shape = list(tensor.shape)
+    rows = shape[dim]
+    size = shape[dim] = max(1, count(torch.Size([rows])))
+    places = tensor.new_empty(rows, dtype=torch.int64)
+    return tensor.new_empty(shape), places, tensor.new_empty(rows, dtype=torch.int64)[:size]
+
+
+def _assume_distinct(
+    name: str, tensor: Any, arguments: Any, count: Callable[[torch.Size], int]
+) -> Any:
+    if name == "_unique2":
+        return _assume_unique(tensor, max(1, count(tensor.shape)), *arguments[2:4])
+    parts = name == "unique_dim"
+    whole = name == "unique_consecutive" and len(arguments) < 4
+    if not (parts or whole) or tensor.device.type != "cpu":
+        return None
+    if parts:
+        return _assume_parts(tensor, arguments[1], count)
+    return _assume_consecutive(tensor, max(1, count(tensor.shape)), *arguments[1:3])
+
+
 def assume_shape(
     operator: Any,
     arguments: Any,
@@ -801,22 +845,18 @@ def assume_shape(
     if name == "nonzero":
         return tensor.new_empty((count(tensor.shape), tensor.dim()), dtype=torch.int64)
     if name == "masked_select":
-        return tensor.new_empty(count(torch.broadcast_shapes(tensor.shape, arguments[1].shape)))
-    if name == "_unique2":
-        size = max(1, count(tensor.shape))
-        indices = tensor.new_empty(tensor.shape, dtype=torch.int64)
-        return tensor.new_empty(size), indices, tensor.new_empty(size, dtype=torch.int64)
+        shape = torch.broadcast_shapes(tensor.shape, arguments[1].shape)
+        value = find(arguments[1])
+        return tensor.new_empty(count(shape) if value is None else _count_true(value, shape))
     if name == "index":
         places: list[Any] = []
         for one in arguments[1]:
             if one is None or one.dtype is not torch.bool:
                 places.append(one)
             else:
-                value, size = find(one), count(one.shape)
-                if value is not None:
-                    with _disable_current_modes():
-                        size = int(value.sum())
+                value = find(one)
+                size = count(one.shape) if value is None else _count_true(value, one.shape)
                 chosen = one.new_zeros(size, dtype=torch.int64)
                 places += [chosen] * one.dim()
         return operator(tensor, places, **named)
-    return None
+    return _assume_distinct(name, tensor, arguments, count)

@@ -1,0 +1,106 @@
+"""Operators that select by values, on which the size of their results depends: what they take.
+
+The figures of the CPU are those of its kernels (aten/src/ATen/native: ``Unique.cpp``,
+``TensorAdvancedIndexing.cpp``); tests/test_estimate_selecting.py measures each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from labkit.memory.estimate.operators import PARALLEL_ELEMENTS
+from labkit.memory.track.storages import list_tensors
+
+# The operator that `count_scattered` is for: what it takes depends on values, known or assumed.
+SCATTERED = "masked_scatter_backward"
+
+
+def count_selecting(name: str, arguments: Any, result: Any) -> int:
+    """The bytes that the operator takes for itself, beside ``result``, and frees."""
+    count = SELECTING.get(name)
+    return count(arguments, list_tensors(result)) if count else 0
+
+
+def _count_copy(tensor: Any) -> int:
+    """A contiguous copy of what is not contiguous."""
+    return 0 if tensor.is_contiguous() else int(tensor.numel() * tensor.element_size())
+
+
+def _count_unique(arguments: Any, results: list[Any]) -> int:
+    """``unique`` sorts; then it marks where each value begins, if it is to count them."""
+    tensor, (values, inverse, counts) = arguments[0], results
+    elements, copied = tensor.numel(), _count_copy(tensor)
+    if tensor.device.type == "cuda":
+        return int(elements * (8 + tensor.element_size()))
+    if tensor.dtype is torch.bool:
+        return copied
+    counted = counts.numel()
+    made = values.nbytes + inverse.nbytes + counts.nbytes
+    ends = 8 * (counted + 1) if counted else 0
+    sorted_bytes = elements * tensor.element_size()
+    return int(copied + sorted_bytes + max(16 * elements - made, 8 * elements + ends))
+
+
+def _count_consecutive(arguments: Any, results: list[Any]) -> int:
+    """``unique_consecutive`` of elements, or of the parts along a dimension."""
+    dim = arguments[3] if len(arguments) > 3 else None
+    return _count_copy(arguments[0] if dim is None else arguments[0].movedim(dim, 0))
+
+
+def _count_unique_parts(arguments: Any, results: list[Any]) -> int:
+    """``unique`` along a dimension: its parts in order."""
+    tensor, dim = arguments[:2]
+    return int(_count_copy(tensor.movedim(dim, 0)) + tensor.numel() * tensor.element_size())
+
+
+def _count_masked_select(arguments: Any, results: list[Any]) -> int:
+    (tensor, mask), made = arguments[:2], results[0]
+    return _count_masked(tensor, mask, made.numel()) - int(made.numel() * made.element_size())
+
+
+def _count_masked(tensor: Any, mask: Any, chosen: int) -> int:
+    """The most that ``masked_select`` takes at a time, with the ``chosen`` elements of its result.
+
+    The CPU counts what is selected in 64 bits first. Where several threads write, or where a tensor
+    is not contiguous, it takes the mask in 64 bits and its sums meanwhile. CUDA takes the places.
+    """
+    whole = torch.broadcast_shapes(tensor.shape, mask.shape)
+    made, elements = int(chosen * tensor.element_size()), int(whole.numel())
+    if tensor.device.type == "cuda":
+        return made + 8 * max(1, len(whole)) * chosen
+    dense = all(one.is_contiguous() and one.numel() == elements for one in (tensor, mask))
+    alone = torch.get_num_threads() == 1 or elements < PARALLEL_ELEMENTS
+    counted = 8 * elements + 8
+    return max(made, counted) if (dense and alone) or not chosen else made + 16 * elements
+
+
+def count_scattered(arguments: Any, chosen: int) -> int:
+    """Backward of ``masked_scatter``: what the mask selects, then zeros for the source's rest."""
+    gradient, mask, sizes = arguments[:3]
+    made = math.prod(sizes)
+    chosen = min(chosen, made)  # the forward pass has refused a source that is too short
+    made_bytes = made * gradient.element_size()
+    joined = 2 * made_bytes if chosen < made else made_bytes
+    return int(max(_count_masked(gradient, mask, chosen), joined) - made_bytes)
+
+
+def _count_places(arguments: Any, results: list[Any]) -> int:
+    """The places of what masks select as indices."""
+    tensor, chosen = arguments[0], results[0]
+    if not tensor.numel():
+        return 0
+    masks = [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
+    return sum(8 * one.dim() * (chosen.numel() * one.numel() // tensor.numel()) for one in masks)
+
+
+SELECTING: dict[str, Callable[[Any, list[Any]], int]] = {
+    "_unique2": _count_unique,
+    "unique_consecutive": _count_consecutive,
+    "unique_dim": _count_unique_parts,
+    "masked_select": _count_masked_select,
+    "index": _count_places,
+}
