@@ -20,6 +20,7 @@ from labkit.memory.estimate.operators import (
     reverse_ctc,
     reverse_gru,
 )
+from labkit.memory.estimate.rewritten import is_alone
 from labkit.memory.estimate.whole import is_called_by_engine
 from labkit.memory.track.frames import is_user_file
 
@@ -72,7 +73,8 @@ IN_PLACE = {
 }
 # Nodes whose formulas never write in place, whose own sums do not, and the only ones that combine
 # masks in place.
-OUT_OF_PLACE = ("ScatterReduce", "IndexReduce")
+SLICES = "torch::autograd::CopySlices"  # the node of any write into a view
+OUT_OF_PLACE = ("Scatter", "IndexReduce", "IndexPut", "IndexFill", "IndexCopy", "Put", SLICES)
 ADDING = (
     "VarMean", "StdMean", "LinalgCholesky", "Cholesky", "LinalgLu", "LinalgPinv", "LinalgSvd",
     "LinalgQr", "LinalgLstsq", "TriangularSolve",
@@ -84,8 +86,6 @@ OF_LOGITS = {
     find_number(ATEN.sub.Tensor): ATEN.sub_.Tensor,
     find_number(ATEN.mul.Tensor): ATEN.mul_.Tensor,
 }
-# How often a storage is held that only one tensor has: by it, and by Python's object for it.
-ALONE = 2
 # Since torch 2.7.
 GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 # Files of torch in the stack between the code that reads a value and the dispatcher.
@@ -107,14 +107,12 @@ def writes_in_place(operator: Any, arguments: Any) -> bool:
         alike = isinstance(other, torch.Tensor) and written.shape == other.shape
         may_write = alike and not name.startswith(ADDING)
     elif find_number(operator) in CLAMPING:
-        may_write = name.startswith("Clamp")
+        may_write = name.startswith(("Clamp", SLICES))
     else:
         may_write = not name.startswith(OUT_OF_PLACE)
     if not may_write or written.layout is not torch.strided or not is_called_by_engine():
         return False
-    storage = written.untyped_storage()
-    whole = storage.nbytes() == written.numel() * written.element_size()
-    return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
+    return is_alone(written)
 
 
 def _reuses_logits(arguments: Any) -> bool:

@@ -377,7 +377,8 @@ class Facts(NamedTuple):
     it takes for itself depends on what backward runs. ``anywhere``: the offsets of its arguments in
     their storages do not matter. ``selects``: it selects by an index. ``lifts``: it
     makes a real tensor a fake one. ``carries``: its results may have limits that its arguments
-    have, or it writes into these. ``subset``: its results have no other numbers than its first one.
+    have, or it writes into these. ``mutates``: it writes into its first argument.
+    ``subset``: its results have no other numbers than its first one.
     The tracer marks others: ``parts`` may run by its parts, another
     function may run instead of ``changed``, and what ``followed`` draws or limits is kept.
     """
@@ -392,6 +393,7 @@ class Facts(NamedTuple):
     selects: bool
     lifts: bool
     carries: bool
+    mutates: bool = False
     subset: bool = False
     parts: bool = False
     changed: bool = False
@@ -417,12 +419,13 @@ def find_facts(operator: Any) -> Facts:
 
 
 def _collect_facts(operator: Any) -> Facts:
-    number, name, loose, in_place, carries = 0, "", False, False, True
+    number, name, loose, in_place, carries, mutates = 0, "", False, False, True, False
     if getattr(operator, "namespace", "") == "aten":
         name = find_name(operator)
         number = 0 if name == SCATTERED else len(_facts) + 1
         loose = torch.Tag.pointwise in operator.tags or name.startswith("_foreach_")
         in_place = loose and _is_in_place(operator._schema)
+        mutates = _writes_first(operator._schema)
         carries = name in CARRYING or operator._schema.is_mutable
     return Facts(
         number=number,
@@ -435,6 +438,7 @@ def _collect_facts(operator: Any) -> Facts:
         selects=operator is ATEN.select.int,
         lifts=operator is LIFT,
         carries=carries,
+        mutates=mutates,
         subset=number > 0 and name in SUBSETS and name not in PLACES and operator is not LIFT,
         **{name: find_number(operator) in ids for name, ids in _marked.items()},
     )
@@ -447,6 +451,12 @@ _marked: dict[str, frozenset[int]] = {}
 def mark_operators(**marks: frozenset[int]) -> None:
     """Has the facts of operators, by their numbers, say ``parts``, ``changed`` or ``followed``."""
     _marked.update(marks)
+
+
+def _writes_first(schema: Any) -> bool:
+    given = schema.arguments
+    written = given[0].alias_info if given and str(given[0].type) == "Tensor" else None
+    return written is not None and bool(written.is_write)
 
 
 def _is_in_place(schema: Any) -> bool:

@@ -72,6 +72,7 @@ from labkit.memory.estimate.results import (
     mark_operators,
     measure,
 )
+from labkit.memory.estimate.rewritten import RewrittenViews
 from labkit.memory.estimate.selecting import SCATTERED, count_scattered, count_selecting
 from labkit.memory.estimate.strides import count_copies, count_cuda_copies, find_name
 from labkit.memory.estimate.updates import WholeUpdates
@@ -157,6 +158,8 @@ class FakeTracer(StorageTracer):
         self.lasting: Container[int] = ()
         self._fakes: dict[int, tuple[Any, Any]] = {}
         self._drop = self._dead.append
+        # Once the step has written into a view.
+        self._rewritten: RewrittenViews | None = None
 
     def __exit__(self, *error: Any) -> None:
         for _, hook in self._guarded.values():
@@ -173,7 +176,7 @@ class FakeTracer(StorageTracer):
         # Dynamo does not run inside the block; torch's guard against it costs more than a call.
         return False
 
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # noqa: PLR0911, PLR0912  # each call would cost time
         self,
         operator: Any,
         types: Any,
@@ -183,6 +186,9 @@ class FakeTracer(StorageTracer):
         """Traces the operator; returns a substitute for a value that torch's own code reads."""
         if operator is DEVICE:
             return hide_device(arguments[0])
+        rewritten = self._rewritten
+        if rewritten is not None and rewritten.follows:
+            return rewritten.run(self, operator, types, arguments, named)
         named = named or {}
         if self.whole.pending is not None:
             met = self.whole.meet(operator, arguments, writes_in_place)
@@ -195,6 +201,9 @@ class FakeTracer(StorageTracer):
             if run_parts is not None:
                 with _entered(self):
                     return run_parts(*arguments, **named)
+        if facts.mutates and _is_grad_enabled() and _is_view(arguments[0]):
+            self._rewritten = self._rewritten or RewrittenViews()
+            self._rewritten.write(arguments[0])
         if facts.changed:
             number = find_number(operator)
             if number in PRODUCTS_OF_ALL and arguments[0].requires_grad:
@@ -215,6 +224,14 @@ class FakeTracer(StorageTracer):
         elif known or facts.like or facts.lifts or facts.followed or not call.tensors:
             self._follow_values(operator, arguments, named, call.tensors, result)
         return result
+
+    def count_freed(self, freed: int, tensors: list[Any]) -> None:
+        """Counts what is freed again before anything else is allocated."""
+        self._count_scratch(freed, tensors)
+
+    def enter_again(self) -> contextlib.AbstractContextManager[None]:
+        """Has operators that this one's dispatch calls come back to it."""
+        return _entered(self)
 
     def _note_draw(self, tensor: Any) -> None:
         """Has the step simulated both ways where it reads a number of a drawn order."""
@@ -723,6 +740,10 @@ def _entered(mode: Any) -> Iterator[None]:
         yield
     finally:
         TorchDispatchMode.__exit__(mode, None, None, None)
+
+
+def _is_view(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value._is_view()
 
 
 def _run_unseen(operator: Any, *arguments: Any, **named: Any) -> Any:
