@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from labkit.known_errors import KNOWN_ERRORS, context, match, mention, read
 from labkit.known_errors.match import BLOCK_BYTES, explain_file, explain_text
-from labkit.known_errors.model import KnownError, compile_pattern, list_required_words
+from labkit.known_errors.model import compile_pattern, list_required_words
 from labkit.known_errors.read import (
     PIECE_CHARACTERS,
-    TRANSLATIONS,
     clean_line,
     clean_lines,
     decode_blocks,
@@ -125,12 +124,6 @@ def test_lines_are_cleaned_together_as_each_alone(lines):
 def test_line_ends_of_every_system_are_counted(ending):
     found = explain_text(ending.join(["a", "b", FULL, "c"])).first
     assert (found.line_number, found.line) == (3, FULL)
-
-
-@pytest.mark.parametrize("message", TRANSLATIONS)
-def test_a_translated_message_is_read_in_english(message):
-    known = KnownError("x", (TRANSLATIONS[message],), "cause", KNOWN_ERRORS[0].fix)
-    assert explain_text(f"cp: {message.capitalize()}", (known,)).first
 
 
 def test_a_sentence_about_an_error_is_not_the_error():

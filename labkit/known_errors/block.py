@@ -40,10 +40,9 @@ from labkit.known_errors.read import (
     PIECE_CHARACTERS,
     NumberedLines,
     clean_lines,
-    find_translated,
-    translate,
     unescape,
 )
+from labkit.known_errors.translate import find_translated, translate
 from labkit.text import escape_controls, strip_ansi
 
 QUOTED_CHARACTERS = 200

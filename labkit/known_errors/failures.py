@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from labkit.host.packages import Fix
-from labkit.known_errors.foreign import FAILED, SYSTEM_MESSAGES
+from labkit.known_errors.foreign import FAILED, FAILED_ALONE
 from labkit.known_errors.healthy import HEALTHY
 from labkit.known_errors.model import KnownError
+from labkit.known_errors.summaries import COUNTED, SUMMARIES
+from labkit.known_errors.translate import OTHER_SYSTEM_ERRORS, SYSTEM_ERRORS
 
 # What a line of a log has before its level, where `read.PREFIXES` leaves it: times, numbers, names
 # in brackets, a letter for the level.
@@ -35,8 +37,8 @@ _LATIN_LEVELS = (
 _OTHER_LEVELS = "błąd|ошибка|помилка|критическая|错误|錯誤|エラー|오류|에러|lỗi|σφάλμα"
 # After it a text, neither a number nor a word for none.
 _SAYS = (
-    r"(?!\W{1,4}(?:kein\w{0,2}|ohne|aucune?|nessun\w?|nenhum\w?|ninguno|geen|ingen|brak|нет|无|なし|없음"
-    r"|-)\W{0,3}$)(?=\W{1,4}[^\W\d])"
+    r"(?![^\w\n]{1,4}(?:kein\w{0,2}|ohne|aucune?|nessun\w?|nenhum\w?|ninguno|geen|ingen|brak|нет|无|なし|없음"
+    r"|-)\W{0,3}$)(?=[^\w\n]{1,4}[^\W\d])"
 )
 # Levels and severities, in the forms of the libraries that write logs.
 _OF_LOGS = (
@@ -176,7 +178,7 @@ _OF_TOOLS = (
     r"\b(?:exit|exited|returned).{0,30} (?:code|status):? (?!20\d\b|30\d\b)[1-9]",
     r"\bstatus.{0,30} code:? (?!20\d\b|30\d\b)[1-9]",
     r"\bstatus.{1,30} status:? (?!20\d\b|30\d\b)[1-9]",
-    r"\bstatus=[1-9]\d{0,2}/\w",
+    r"\bstatus=[1-9]\d{0,2}/\w{1,20}\b(?! \(success\))",
     r"core dumped",
     r"Segmentation fault",
 )
@@ -243,7 +245,7 @@ _OF_TESTS = (
     r"^test result: (?-i:FAILED)",
     r"^test \S{1,200} \.\.\. (?-i:FAILED)",
     r"^Tests: .{0,60}\b[1-9]\d{0,5} failed\b",
-    r"^[1-9]\d{0,5} failing\b",
+    r"^[1-9]\d{0,5} failing\s*$",
     r"^not ok \d{1,6}\b(?!.{0,200}# (?:TODO|SKIP))",
     r"^\[\x20{0,3}(?-i:FAILED)\x20{0,3}\] \S",
     # Surefire, TestNG, ScalaTest, RSpec, Gradle, CTest.
@@ -274,7 +276,6 @@ _OF_SERVICES = (
     r"^Aborting batchmode due to failure",
     r"^\W{0,4}YN0000: \W{0,4}Failed with errors",
     r"^Detected \d{1,3} failed runs in a row",
-    r"^Result: (?-i:FAILED)\s*$",
     r"^\[(?-i:FAIL)\] \S",
     r"^\W{1,4}Deployment failed\b",
     r"\bBecause .{1,200} version solving failed\.",
@@ -334,7 +335,7 @@ _OF_SERVICES = (
 # By the forms in which programs report failures, whatever failed: never shown as a known error.
 FAILURE = KnownError(
     "failure",
-    (*_OF_RUNTIMES, *_OF_TOOLS, *_OF_LOGS, *_OF_TESTS, *_OF_SERVICES),
+    (*_OF_RUNTIMES, *_OF_TOOLS, *_OF_LOGS, *_OF_TESTS, *_OF_SERVICES, *SUMMARIES),
     "",
     Fix(""),
     passes=True,
@@ -343,7 +344,7 @@ FAILURE = KnownError(
     unless=rf"{HEALTHY}|^(?!(?:\w{{1,40}}\.){{0,8}}\w{{0,40}}(?-i:Error|Exception): "
     r"|.{0,160}(?:\bgiving up\b|entered FATAL state|; not expected\)|backoff limit|unreachable=\d"
     r"|(?:Process completed|terminated) with exit code|WARNING: \d)"
-    r"|\d{1,5} warnings? and [1-9]).{0,400}"
+    rf"|\d{{1,5}} warnings? and [1-9]|.{{0,160}}{COUNTED}).{{0,400}}"
     r"(?:\b(?:0|no) errors?\b|(?<!\d\s)\bignor|\bretr(?!ies\W{1,4}0\b)|\bwarn|falling back"
     r"|(?:code|status):? \d{1,3}\.\s*$|(?-i:segmentation fault)"
     # TensorFlow and JAX start with it, and go on.
@@ -447,10 +448,12 @@ ENDING = KnownError(
         rf"^{_LEAD}{_PROGRAM}{{0,2}}(?:(?:the|your|its) )?"
         r"(?:licen[cs]e|subscription|trial|certificate)"
         r" (?:has |is |was )?expired(?: (?:on|at|since) .{1,40})?[.!]?$",
-        rf"^{_PROGRAM}{SYSTEM_MESSAGES}[.。]?$",
-        # Logs are read with the system's frequent messages in English.
+        # Logs are read with the system's messages in English.
+        rf"^{_PROGRAM}{{1,2}}(?:{'|'.join((*SYSTEM_ERRORS, *OTHER_SYSTEM_ERRORS))})[.]?$",
+        rf"^(?:{'|'.join(SYSTEM_ERRORS)})[.]?$",
         rf"^{_PROGRAM}.{{1,200}}: {_ERRNO}[.]?$",
         rf"^{_PROGRAM}{FAILED}",
+        rf"^(?=[^:\n]{{1,80}}$){_LEAD}{FAILED_ALONE}",
         rf"^{_PROGRAM}?(?:oops, )?something went wrong\b",
         rf"^{_PROGRAM}?expected \S.{{0,80}} (?:but |, )?got \S",
         rf"^{_PROGRAM}(?:no space left|permission denied|access denied|no route to host"

@@ -1,86 +1,16 @@
-"""What programs say of a failure in other languages: the system's messages, and plain words."""
+"""What programs say of a failure in other languages: sentences, and words for what is counted.
+
+The languages are those of messages.tsv; the words are those of the catalogs of GNU's programs, git
+and apt, and of MSBuild for its summary.
+"""
 
 from __future__ import annotations
 
-# The texts of frequent error numbers and of a segmentation fault in glibc's catalogs, of the latter
-# and of a missing command in bash's and coreutils', and Windows' of a denied access. Older texts of
-# the same catalogs are beside the new ones.
-_SYSTEM = (
-    # German.
-    "Datei oder Verzeichnis nicht gefunden|Keine Berechtigung|Die Operation ist nicht erlaubt"
-    "|Eingabe-/Ausgabefehler|Auf dem Gerät ist kein Speicherplatz mehr verfügbar"
-    "|Nicht genügend Hauptspeicher verfügbar|Verbindungsaufbau abgelehnt"
-    "|Die Wartezeit für die Verbindung ist abgelaufen|Ist k?ein Verzeichnis"
-    "|Die Datei existiert bereits|Das Argument ist ungültig|Das Dateisystem ist nur lesbar"
-    "|Datenübergabe unterbrochen \\(broken pipe\\)|Zu viele offene Dateien"
-    "|Das Gerät oder die Ressource ist belegt"
-    "|Die Verbindung wurde vom Kommunikationspartner zurückgesetzt|Keine Route zum Zielrechner"
-    "|Die Adresse wird bereits verwendet|Das Netzwerk ist nicht erreichbar"
-    "|Speicherzugriffsfehler|Adressierungsfehler|Segmentierungsverletzung"
-    "|Kommando nicht gefunden|Zugriff verweigert",
-    # French.
-    "Aucun fichier ou (?:dossier|répertoire) de ce (?:type|nom)|Permission non accordée"
-    "|Opération non permise|Erreur d['’]entrée/sortie"
-    "|Aucun espace disponible sur le périphérique|Ne peut allouer de la mémoire|Connexion refusée"
-    "|Connexion terminée par expiration du délai d['’]attente"
-    "|(?:Est|N['’]est pas) un (?:dossier|répertoire)|Le fichier existe|Argument invalide"
-    "|Système de fichiers accessible en lecture seulement|Relais brisé \\(pipe\\)"
-    "|Trop de fichiers ouverts|Périphérique ou ressource occupé"
-    "|Connexion ré-initialisée par le correspondant"
-    "|Aucun chemin d['’]accès pour atteindre l['’]hôte cible|Adresse déjà utilisée"
-    "|Le réseau n['’]est pas accessible|Erreur de segmentation|commande introuvable|Accès refusé",
-    # Spanish.
-    "No existe el (?:archivo|fichero) o el directorio|Permiso denegado|Operación no permitida"
-    "|Error de entrada/salida|No queda espacio en el dispositivo|No se pudo asignar memoria"
-    "|Conexión rehusada|Expiró el tiempo de conexión|(?:No )?es un directorio"
-    "|El (?:archivo|fichero) ya existe|Argumento inválido"
-    "|Sistema de (?:archivos|ficheros) de s[óo]lo lectura|Tubería rota"
-    "|Demasiados (?:archivos|ficheros) abiertos|Dispositivo o recurso ocupado"
-    "|Conexión reinicializada por la máquina remota|No existe ninguna ruta hasta el [`'‘]host['’]"
-    "|La dirección ya se está usando|La red es inaccesible|Violación de segmento"
-    "|Fallo de segmentación|orden no encontrada|Acceso denegado",
-    # Portuguese, of Brazil and of Portugal.
-    "Arquivo ou diretório inexistente|Ficheiro ou (?:pasta|directório) inexistente"
-    "|Permissão (?:negada|recusada)|Operação não permitida|Erro de entrada/saída"
-    "|Não há espaço disponível no dispositivo|Sem espaço livre no dispositivo"
-    "|Não foi possível alocar memória|Impossível alocar memória|(?:Conexão|Ligação) recusada"
-    "|Tempo esgotado para conexão|Ligação expirada|(?:Não )?É (?:um diretório|pasta)"
-    "|(?:Arquivo|O ficheiro) existe|Argumento inválido"
-    "|Sistema de (?:arquivos somente para|ficheiros só de) leitura|(?:Pipe|Túnel) quebrado"
-    "|Muitos arquivos abertos|Demasiados ficheiros abertos"
-    "|Dispositivo ou recurso (?:está )?ocupado|Conexão fechada pela outra ponta"
-    "|Ligação reposta pelo peer|Não há rota para o host|Sem caminho para o anfitrião"
-    "|Endereço já em uso|A rede está fora de alcance|Rede inacessível"
-    "|Fal(?:ha|ta) de segmentação|comando não encontrado|Acesso negado",
-    # Russian.
-    "Нет такого файла или каталога|Отказано в доступе|Операция не позволена|Ошибка ввода/вывода"
-    "|На устройстве не осталось свободного места|(?:Не удалось|Невозможно) выделить память"
-    "|В соединении отказано|Время ожидания соединения истекло|Это (?:не )?каталог"
-    "|Файл существует|Недопустимый аргумент|Файловая система доступна только для чтения"
-    "|Обрыв канала|Слишком много открытых файлов|Устройство или ресурс занято"
-    "|Соединение разорвано другой стороной|Нет маршрута до узла|Адрес уже используется"
-    "|Сеть недоступна|Ошибка сегмент(?:ирования|ации)|Нарушение сегментирования"
-    "|команда не найдена",
-    # Chinese.
-    "没有那个文件或目录|权限不够|不允许的操作|输入/输出错误|设备上没有空间|无法分配内存|拒绝连接"
-    "|连接被拒绝|连接超时|是一个目录|不是目录|文件已存在|无效的参数|只读文件系统|断开的管道"
-    "|打开的文件过多|设备或资源忙|连接被对方重[设置]|没有到主机的路由|地址已在使用|网络不可达|段错误"
-    "|未找到命令|拒绝访问",
-    # Japanese.
-    "そのようなファイルやディレクトリはありません|許可がありません|許可されていない操作です"
-    "|入力/出力エラーです|デバイスに空き領域がありません|メモリを確保できません"
-    "|接続を拒否されました|接続がタイムアウトしました|ディレクトリで(?:す|はありません)"
-    "|ファイルが存在します|無効な引数です|読み込み専用ファイルシステムです"
-    "|ファイルを開きすぎです|デバイスもしくはリソースがビジー状態です"
-    "|接続が相手からリセットされました|ホストへの経路がありません|アドレスは既に使用中です"
-    "|ネットワークに届きません|セグメンテーションフォルト|コマンドが見つかりません"
-    "|アクセスが拒否されました",
-)
-SYSTEM_MESSAGES = f"(?:{'|'.join(_SYSTEM)})"
 # Words that say that nothing of the kind was, or a number of it.
 _NONE = (
-    r"(?!.{0,160}(?:\b(?:kein\w{0,2}|nichts|ohne|aucune?|sans|ning[uú]n\w{0,2}|sin|nenhuma?|sem|нет|без)\b"
-    r"|没有|なし|\d))"
+    r"(?!.{0,160}(?:\b(?:kein\w{0,2}|nichts|ohne|aucune?|sans|ning[uú]n\w{0,2}|sin|nenhuma?|sem|нет|без"
+    r"|nessun\w?|senza|żad\w{1,4}|bez|geen|zonder|ingen|utan|uden|uten)\b|没有|沒有|なし|없)"
+    r"|.{0,160}\d)"
 )
 # A whole sentence of a program that says that it failed.
 FAILED = (
@@ -90,7 +20,61 @@ FAILED = (
     r"|.{1,120}\ba échoué|.{1,120}\bintrouvable|échec d[eu'’].{1,120}|impossible d[e'’].{1,120}"
     r"|no se (?:pudo|puede) .{1,120}|fallo al .{1,120}|.{1,120}\bfalló"
     r"|(?:não foi possível|impossível|falha ao) .{1,120}|.{1,120}\bfalhou"
-    r"|не удалось .{1,120}|не могу .{1,120}|невозможно .{1,120}|.{1,120}\bне найден[ао]?"
-    r"|(?:无法|找不到).{1,80}|.{1,80}失败"
-    r"|.{1,80}(?:に失敗しました|が見つかりません|(?:でき|開け)ません(?:でした)?))[.!。]?$"
+    r"|(?:impossibile) .{1,120}|.{1,120}\b(?:fallit[oaie]|non riuscit[oaie]|non trovat[oaie])"
+    r"|(?:не удалось|не могу|невозможно) .{1,120}|.{1,120}\bне (?:найден[ао]?|удал\w{2,3})"
+    r"|(?:не вдалося|неможливо) .{1,120}|.{1,120}\bне (?:знайдено|вдал\w{2,4})"
+    r"|(?:nie udało się|nie można) .{1,120}|.{1,120}\b(?:nie powiod\w{2,3} się|nie znaleziono)"
+    r"|nelze .{1,120}|.{1,120}\b(?:selhal[aoy]?|se (?:nezdařil|nepodařil)[aoy]?|nenalezen[ay]?)"
+    r"|.{1,120}\b(?:mislukt|niet gevonden|misslyckades|hittades inte|mislykkedes|ikke fundet"
+    r"|mislyktes|feilet|epäonnistui|ei löydy|sikertelen|başarısız(?: oldu)?|bulunamadı|thất bại"
+    r"|απέτυχε)"
+    r"|(?:无法|找不到|無法).{1,80}|.{1,80}(?:失败|失敗)(?:了)?"
+    r"|.{1,80}(?:に失敗しました|が見つかりません|(?:でき|開け)ません(?:でした)?)"
+    r"|.{1,80}(?:실패(?:했습니다|하였습니다)?|하지 못했습니다|찾을 수 없습니다))[.!。]?$"
+)
+# A sentence without the name of a program, in words that say nothing else.
+FAILED_ALONE = (
+    rf"{_NONE}(?:.{{1,60}}?(?:fehlgeschlagen|gescheitert|a échoué|falló|falhou|fallit[oaie]"
+    r"|non riuscit[oaie]|не удал(?:ся|ась|ось|ись)|не вдал(?:ося|ася|ися|вся)"
+    r"|nie powiod(?:ło|ła|ły|ł) się|selhal[aoy]?|se nezdařil[aoy]?|mislukt|misslyckades|mislykkedes"
+    r"|mislyktes|epäonnistui|başarısız(?: oldu)?|thất bại|απέτυχε|失败|失敗|に失敗しました"
+    r"|실패(?:했습니다|하였습니다)?|하지 못했습니다)"
+    r"|(?:échec d[eu'’]|impossible d[e'’]|no se pudo|não foi possível|falha ao|impossibile"
+    r"|не удалось|не вдалося|nie udało się|无法|無法).{1,60})[.!。]?$"
+)
+# What is counted: errors and failures.
+_ERRORS = (
+    "fehler|fehlgeschlagen|fehlschläge|gescheitert|erreurs?|échecs?|échouée?s?|error(?:es)?|fallos?"
+    "|fallid[oa]s?|error[ei]|fallit[oaie]|non riuscit[oaie]|erros?|falhas?|falharam|falhou"
+    "|ошиб(?:ка|ки|ок)|сбо(?:й|я|ев)|неудачно|провалено|помил(?:ка|ки|ок)|błąd|błędy|błędów"
+    "|niepowodze(?:nie|nia|ń)|chyb[ay]?|selhalo|fout(?:en)?|mislukt|fejl|mislykkedes|feil|mislyktes"
+    "|fel|misslyckades|virhe(?:ttä|itä)?|hib[aá]k?|hata|başarısız|σφάλμα(?:τα)?|lỗi|thất bại"
+)
+_ERRORS_OF_CJK = "错误|錯誤|失败|失敗|エラー|오류|에러|실패"
+_NUMBER = r"[1-9]\d{0,6}"
+_UNIT = r"(?:\s?[个個処处件条條項项건개])?"
+_MORE = r"(?=\s*$|[,;](?:\s|$)|[、，；。|/)）]|\.\s*$|\s[|/·-]\s|\s{2,}\S)"
+_TOTAL = (
+    r"(?:summary|total|gesamt|anzahl(?: der)?|nombre d['’e]\s?|número de|numero di|liczba|počet"
+    r"|aantal|antall?|всего|итого|总计|合计|合計|共|发现|検出)\s?"
+)
+# What may stand before a count: the start of a line, with a name and a colon, or another count.
+_BEFORE = (
+    rf"(?:^\W{{0,8}}(?:[^\W\d]{{1,20}}!?\s{{0,8}}[:：-]\s{{0,8}})?(?:{_TOTAL})?"
+    r"|[,;|/(]\s{1,3}|[、，；（]\s?)"
+)
+# A number of errors above zero, alone or in a list: `Fehler: 3`, `12 réussites, 2 échecs`.
+COUNTS = (
+    rf"{_BEFORE}(?:{_ERRORS})\s{{0,8}}[:：=]\s{{0,12}}{_NUMBER}{_MORE}",
+    rf"{_BEFORE}{_NUMBER}\s(?:{_ERRORS})(?:\([a-z]{{1,3}}\))?{_MORE}",
+    rf"{_BEFORE}(?:{_ERRORS_OF_CJK})\s?[:：=]?\s{{0,12}}{_NUMBER}{_UNIT}{_MORE}",
+    rf"{_BEFORE}{_NUMBER}{_UNIT}の?\s?(?:致命)?(?:{_ERRORS_OF_CJK}){_MORE}",
+)
+# How MSBuild ends: in German, French, Spanish, Italian, Japanese, Korean, Polish, Portuguese,
+# Russian, Turkish, Chinese and Czech.
+BUILD_FAILED = (
+    "fehler beim buildvorgang|échec de la build|error al compilar|compilazione non riuscita"
+    "|ビルドに失敗しました|빌드하지 못했습니다|kompilacja nie powiodła się|falha da compilação"
+    "|ошибка сборки|oluşturma başarisiz oldu|oluşturma başarısız oldu|生成失败|建置失敗"
+    "|sestavení se nezdařilo"
 )

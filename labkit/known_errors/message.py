@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from labkit.known_errors.block import quote_line
 from labkit.known_errors.read import NumberedLines, clean_lines
+from labkit.known_errors.translate import read_in_english
 from labkit.text import strip_ansi
 
 # So many lines before and after a failure are read; a traceback may be long.
@@ -168,7 +169,7 @@ def find_message(lines: dict[int, str], number: int) -> Message:
     """
     numbers = sorted(lines)
     plain = [strip_ansi(lines[each]) for each in numbers]
-    cleaned = clean_lines("\n".join(plain))[0].split("\n")
+    cleaned = clean_lines("\n".join(read_in_english(plain)))[0].split("\n")
     at = start = numbers.index(number)
     where: str | None = None
     for _ in range(_HOPS):

@@ -24,92 +24,6 @@ BYTE_ORDER_MARKS = (
 )
 
 
-# What shells and the C library print in the ten most common languages, in lower case.
-ENGLISH = {
-    "command not found": (
-        " : commande introuvable",
-        "commande introuvable",
-        "befehl nicht gefunden",
-        "kommando nicht gefunden",
-        "orden no encontrada",
-        "comando non trovato",
-        "comando não encontrado",
-        "команда не найдена",
-        "コマンドが見つかりません",
-        "未找到命令",
-        "명령어를 찾을 수 없음",
-        "nie znaleziono polecenia",
-    ),
-    "no space left on device": (
-        "auf dem gerät ist kein speicherplatz mehr verfügbar",
-        "aucun espace disponible sur le périphérique",
-        "no queda espacio en el dispositivo",
-        "spazio esaurito sul device",
-        "spazio esaurito sul dispositivo",
-        "não há espaço disponível no dispositivo",
-        "на устройстве не осталось свободного места",
-        "на устройстве кончилось место",
-        "デバイスに空き領域がありません",
-        "设备上没有空间",
-        "장치에 남은 공간이 없음",
-        "brak miejsca na urządzeniu",
-    ),
-    "permission denied": (
-        "keine berechtigung",
-        "permission non accordée",
-        "permiso denegado",
-        "permesso negato",
-        "permissão negada",
-        "отказано в доступе",
-        "許可がありません",
-        "权限不够",
-        "허가 거부",
-        "brak dostępu",
-    ),
-    "no such file or directory": (
-        "datei oder verzeichnis nicht gefunden",
-        "aucun fichier ou dossier de ce type",
-        "aucun fichier ou dossier de ce nom",
-        "no existe el fichero o el directorio",
-        "no existe el archivo o el directorio",
-        "file o directory non esistente",
-        "arquivo ou diretório inexistente",
-        "нет такого файла или каталога",
-        "そのようなファイルやディレクトリはありません",
-        "没有那个文件或目录",
-        "그런 파일이나 디렉터리가 없습니다",
-        "nie ma takiego pliku ani katalogu",
-    ),
-    # What Windows' shell prints of a program that it does not find.
-    "is not recognized as an internal or external command": (
-        "n'est pas reconnu en tant que commande interne",
-        "n’est pas reconnu en tant que commande interne",
-        "no se reconoce como un comando interno o externo",
-        "não é reconhecido como um comando interno",
-        "non è riconosciuto come comando interno o esterno",
-        "не является внутренней или внешней",
-        "は、内部コマンドまたは外部コマンド",
-        "不是内部或外部命令",
-        "은(는) 내부 또는 외부 명령",
-        "nie jest rozpoznawana jako polecenie wewnętrzne",
-    ),
-    # What a shell prints of a process that SIGKILL ended.
-    "killed": ("getötet", "processus arrêté", "ucciso", "убито", "已杀死", "強制終了", "죽었음"),
-}
-TRANSLATIONS = {foreign: english for english, texts in ENGLISH.items() for foreign in texts}
-
-
-def _pick_letter(text: str) -> str:
-    """A letter of the text that few other texts have; "" if all are in ASCII."""
-    return max((letter for letter in text if letter > "\x7f" and letter.isalpha()), default="")
-
-
-# The translated messages by such a letter: a text without it has none of these.
-_BY_LETTER: dict[str, list[str]] = {}
-for _message in TRANSLATIONS:
-    _BY_LETTER.setdefault(_pick_letter(_message), []).append(_message)
-
-
 class NumberedLines(NamedTuple):
     """Lines, and the number of each (from 1); a long line is in several pieces with one number."""
 
@@ -236,25 +150,6 @@ PREFIXES = re.compile(
     r"|\[\d{1,4},\d{1,5}\]<std(?:out|err)>: ?"  # mpirun
     r")"
 )
-
-
-def find_translated(text: str) -> tuple[str, ...]:
-    """The translated messages in a text in lower case, the longest first."""
-    letters = [""] if text.isascii() else [letter for letter in _BY_LETTER if letter in text]
-    found = (each for letter in letters for each in _BY_LETTER[letter] if each in text)
-    return tuple(sorted(found, key=len, reverse=True))
-
-
-def translate(text: str, messages: Iterable[str]) -> str:
-    """The text with these translated messages in English, whatever their case.
-
-    >>> translate("bash: nvidia-smi: Befehl nicht gefunden", ["befehl nicht gefunden"])
-    'bash: nvidia-smi: command not found'
-    """
-    for message in messages:
-        english = (": " if message.startswith(" :") else "") + TRANSLATIONS[message]
-        text = re.sub(re.escape(message), english, text, flags=re.IGNORECASE)
-    return text
 
 
 _DOCKER_RECORD = '{"log":"'

@@ -13,7 +13,8 @@ from labkit.known_errors.context import Context
 from labkit.known_errors.failures import BY_FORM, ENDING, FAILURE
 from labkit.known_errors.index import Index
 from labkit.known_errors.model import KnownError
-from labkit.known_errors.read import NumberedLines
+from labkit.known_errors.read import NumberedLines, clean_line
+from labkit.known_errors.summaries import BELOW_COUNTS, COUNT, LINES_BELOW_COUNTS
 from labkit.text import strip_ansi
 
 # So many lines above an exception its traceback may begin.
@@ -32,6 +33,8 @@ _RECORD = re.compile(
 _PROMPT = re.compile(r"[\w.@~/:()\[\]\x20-]{0,80}[$#%>❯]\s*(?:exit|logout)?\s*")
 _USAGE = re.compile(r"\s*usage\b", re.IGNORECASE)
 _GOES_ON = re.compile(r"[^\s-].*[^:\s]\s*$")
+_COUNTS = re.compile("|".join(COUNT.patterns), re.IGNORECASE)
+_BELOW_COUNTS = re.compile(BELOW_COUNTS)
 # What a log says of its machine stands at its start and near its errors: later blocks without any
 # are not searched for it, which takes a third of the time.
 BLOCKS_OF_FACTS = 4
@@ -71,7 +74,7 @@ class Scan:
 
     def find_ending(self) -> ErrorPlace | None:
         """The last line, if it says in plain words that the program failed."""
-        numbers, lines = self._last
+        lines = self._last.lines
         said = [
             place
             for place, line in enumerate(lines)
@@ -81,16 +84,16 @@ class Scan:
         usage = next((place for place in said if _USAGE.match(lines[place])), None)
         if usage is not None and not any(_GOES_ON.match(lines[at]) for at in said if at > usage):
             said = [place for place in said if place < usage]
-        if not said or len(lines[said[-1]]) > LONGEST_ENDING:
+        if not said:
             return None
-        if _RECORD.match(strip_ansi(lines[said[-1]])):
-            return None
-        # What is above may show that somebody only quotes it.
-        part = slice(max(0, said[-1] - LINES_QUOTED), said[-1] + 1)
-        block = LogBlock(NumberedLines(numbers[part], lines[part]))
-        for _, place in find_errors(block, _index_endings(), frozenset()):
-            if place.last == numbers[said[-1]] and not place.reported:
-                return place._replace(number=place.last, line=place.last_line)
+        if found := _find_last(self._last, said[-1], ENDING):
+            return found
+        for place in reversed(said[-LINES_BELOW_COUNTS:]):
+            line = clean_line(lines[place])
+            if _COUNTS.search(line) and (found := _find_last(self._last, place, COUNT)):
+                return found
+            if not _BELOW_COUNTS.fullmatch(line):
+                return None
         return None
 
     def list_ended(self) -> frozenset[str]:
@@ -187,6 +190,20 @@ class Scan:
             self.places[FAILURE] = failure._replace(number=failure.last, line=failure.last_line)
 
 
+def _find_last(lines: NumberedLines, place: int, error: KnownError) -> ErrorPlace | None:
+    """Where this line, with some above it, shows the error as a program's own words."""
+    last = strip_ansi(lines.lines[place])
+    if len(last) > LONGEST_ENDING or _RECORD.match(last):
+        return None
+    # What is above may show that somebody only quotes it.
+    part = slice(max(0, place - LINES_QUOTED), place + 1)
+    block = LogBlock(NumberedLines(lines.numbers[part], lines.lines[part]))
+    for _, found in find_errors(block, _index_ends(error), frozenset()):
+        if found.last == lines.numbers[place] and not found.reported:
+            return found._replace(number=found.last, line=found.last_line)
+    return None
+
+
 def repeat_ends(blocks: Iterable[NumberedLines]) -> Iterator[NumberedLines]:
     """Each block that has lines, after the last lines of the one before it."""
     before = NumberedLines([], [])
@@ -238,8 +255,8 @@ def _choose_index(block: LogBlock) -> Index:
 
 
 @cache
-def _index_endings() -> Index:
-    return Index((ENDING,))
+def _index_ends(error: KnownError) -> Index:
+    return Index((error,))
 
 
 @cache

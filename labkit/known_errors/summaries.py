@@ -1,0 +1,102 @@
+"""Summaries of tests and builds that count a failure, and states in which a build or unit ended."""
+
+from __future__ import annotations
+
+import re
+
+from labkit.host.packages import Fix
+from labkit.known_errors.foreign import BUILD_FAILED, COUNTS
+from labkit.known_errors.model import KnownError
+
+
+def _keep_in_line(pattern: str) -> str:
+    """The expression, whose blanks match no line's end: a wrapped count is not one line's own."""
+    pattern = pattern.replace(" ", r"\x20").replace(r"\s", r"[^\S\n]")
+    return re.sub(r"(?<!\[\^)\\W", r"[^\\w\\n]", pattern)
+
+
+_ONE = r"[1-9]\d{0,5}"
+_TESTS = r"(?:tests?|examples?|specs?|scenarios?|features?|cases|success(?:es)?|passed)"
+# The forms of programs: none has another meaning, wherever in a log it stands.
+_SUMMARIES = (
+    # MSBuild, Keil, IAR, and what counts as they do.
+    r"^(?-i:Build) (?-i:FAILED)\b",
+    rf"^(?:{BUILD_FAILED})[.。]?\s*$",
+    rf"(?<![\w.]){_ONE} (?-i:[Ee])rror\(s\)(?=[,.;)]|\s*$)",
+    # TAP, Node's reporter, Automake.
+    rf"^[\#\u2139]\s(?-i:fail)\s{{1,8}}{_ONE}\s*$",
+    rf"^\#\s(?-i:FAIL|ERROR|XPASS):\s{{1,8}}{_ONE}\s*$",
+    # prove, and what says its result in the same words.
+    r"^\W{0,8}(?:(?:test|overall|final)\s)?result: (?-i:FAIL|FAILED|FAILURE|Fail|Failed)\W{0,8}$",
+    rf"^Failed {_ONE}/\d{{1,6}} (?:test|subtest)",
+    # Catch2, doctest, Boost.Test, CppUnit, Meson.
+    rf"^(?:\[doctest\] )?(?:test cases|assertions):\s.{{0,80}}\b{_ONE} failed(?!\sas\b)",
+    r"^\[doctest\] Status: (?-i:FAILURE)",
+    rf"^\*\*\*\s{_ONE} failures? (?:is|are) detected\b",
+    r"^!!!(?-i:FAILURES)!!!",
+    rf"^(?-i:Fail|Timeout|Unexpected Pass):\s{{3,30}}{_ONE}\s*$",
+    # ExUnit, bats, XCTest, busted, Foundry, Deno, OpenJ9; those that may fail say so.
+    rf"\b\d{{1,6}} {_TESTS}(?:,| /) (?:with )?(?:\d{{1,6}} \w{{2,12}}(?:,| /) ){{0,3}}{_ONE}"
+    r" (?:failures?|failed|errors?)\b(?! as expected)",
+    rf"\b\d{{1,6}} (?:tests? )?passed\s?[,;|]\s{{1,3}}(?:\d{{1,6}} \w{{2,12}}[,;|]\s{{1,3}}){{0,3}}"
+    rf"{_ONE} failed\b(?! as expected)",
+    r"^(?-i:FAILED) \| \d",
+    rf"\b(?-i:PASSED): \d{{1,6}}\b.{{0,40}}\b(?-i:FAILED): {_ONE}\b",
+    # ESLint, PHP_CodeSniffer.
+    rf"^\W{{0,4}}{_ONE} problems? \({_ONE} errors?\b",
+    rf"^(?-i:FOUND) {_ONE} (?-i:ERRORS?)\b",
+    # CMake, systemd.
+    r"\bConfiguring incomplete, errors occurred\b",
+    r"\.(?:service|timer|socket|mount|scope|slice|path): Failed with result '(?!success\b)",
+    r"^Unit \S{1,160} (?:could not be found|not found)\.",
+)
+SUMMARIES = tuple(map(_keep_in_line, _SUMMARIES))
+# What counts errors above zero beside warnings or another counter at zero, in the same line.
+COUNTED = (
+    rf"(?:\b{_ONE} errors?(?:\(s\)|, \d{{1,6}} warning| AND \d)|\b{_ONE} failures? / 0 errors?\b"
+    rf"|\b0 failures? / {_ONE} errors?\b|^FOUND {_ONE} ERRORS?\b)"
+)
+
+_NAMES = (
+    r"(?:errors?|failures?|failed|fails|warnings?|notes?|infos?|hints?|passed|passes|pass|skipped"
+    r"|skips|total|tests?|ok|ignored|pending|success(?:es|ful)?|files?|disabled|aborted)"
+)
+_FAILED = r"(?:errors?|failures?|failed|fails)"
+_PARTS = (
+    r"(?:tests?|checks?|jobs?|steps?|tasks?|targets?|suites?|stages?|builds?|hosts?|nodes?|cases?)"
+)
+_HEAD = r"^\W{0,8}(?:[a-z]{1,20}(?: [a-z]{1,20})?:\s)?"
+_GAP = r"[,;|/]?\s{1,3}"
+
+
+# A number of errors above zero in a line that counts nothing else than how many did what.
+_COUNTS = (
+    rf"{_HEAD}(?:{_NAMES}[:=]\s{{0,12}}\d{{1,7}}{_GAP}){{0,6}}{_FAILED}\s?[:=]\s{{0,12}}{_ONE}"
+    rf"(?:{_GAP}{_NAMES}[:=]\s{{0,12}}\d{{1,7}}){{0,6}}\W{{0,8}}$",
+    rf"{_HEAD}(?:\d{{1,7}} {_NAMES}{_GAP}){{0,6}}{_ONE} {_FAILED}"
+    rf"(?:{_GAP}(?:and )?\d{{1,7}} {_NAMES}){{0,6}}\W{{0,8}}$",
+    # `2 of 14 checks did not pass`.
+    rf"{_HEAD}{_ONE}(?: (?:out )?of \d{{1,6}}|/\d{{1,6}})? (?:[a-z]{{1,20}} )?{_PARTS}"
+    r" (?:have |were )?(?:failed|unsuccessful|did not (?:pass|succeed|complete)|not ok)"
+    r"\W{0,3}$",
+    *COUNTS,
+)
+COUNT = KnownError(
+    "count",
+    tuple(map(_keep_in_line, _COUNTS)),
+    "",
+    Fix(""),
+    passes=True,
+    # What a run measures, or gets over.
+    unless=r"\b(?:epoch|step|iter\w{0,7}|loss|acc(?:uracy)?|wer|cer|rate|requests?|attempts?|retries"
+    r"|insertions?|deletions?|words|tokens|packets|bytes|p\d\d|latency|samples?|fixed|resolved"
+    r"|repaired|corrected|versuche?|tentativ\w{1,3}|intentos?|quote|epoche|tasa|taux|tasso|taxa)\b"
+    r"|\bexpected\b|[%\u2030]|重试|再试行|再試行|재시도|[率율]|成功(?:率|$)",
+)
+# What may stand below such a count: a rule, other counts, a time.
+BELOW_COUNTS = (
+    r"\s*|[\W_]{1,300}"
+    r"|\W{0,8}(?:[^\W\d][\w'\u2019.()-]{0,30}[\s:\uff1a=]{1,24}){1,4}\W?\d[\d:.,]{0,20}"
+    r"\s?(?:[^\W\d]{1,12}\.?)?\W{0,4}"
+)
+LINES_BELOW_COUNTS = 10

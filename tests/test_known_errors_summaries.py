@@ -1,0 +1,196 @@
+"""Summaries that count a failure, and the states in which builds and units end."""
+
+from __future__ import annotations
+
+import pytest
+
+from labkit.known_errors.match import explain_text
+
+# Forms of programs: wherever they stand.
+FAILED = [
+    "Build FAILED.",
+    "    3 Error(s)",
+    '".\\build\\a.axf" - 2 Error(s), 1 Warning(s).',
+    "3 file(s) checked: 1 error(s), 0 warning(s)",
+    "Fehler beim Buildvorgang.",
+    "ÉCHEC de la build.",
+    "ビルドに失敗しました。",
+    "生成失败。",
+    "# fail 2",
+    "# fail  2",
+    "ℹ fail 2",
+    "# FAIL:  1",
+    "# ERROR: 2",
+    "Result: FAIL",
+    "=== RESULT: FAIL ===",
+    "Test result: Failed",
+    "Failed 4/73 test programs. 13/1346 subtests failed.",
+    "test cases: 5 | 3 passed | 2 failed",
+    "test cases: 1 | 1 failed",
+    "[doctest] test cases: 2 | 1 passed | 1 failed | 0 skipped",
+    "[doctest] Status: FAILURE!",
+    "Fail:               2",
+    "Timeout:            1",
+    '*** 2 failures are detected in the test module "Master"',
+    "48 tests, 3 failures",
+    "5 tests, 1 failure",
+    "Executed 12 tests, with 2 failures (0 unexpected) in 0.3 (0.4) seconds",
+    "12 successes / 1 failure / 0 errors / 0 pending : 0.012 seconds",
+    "12 successes / 0 failures / 1 error / 0 pending : 0.012 seconds",
+    "Ran 1 test suite in 3.28s: 0 tests passed, 1 failed, 0 skipped (1 total tests)",
+    "FAILED | 3 passed | 1 failed (12ms)",
+    "TOTAL: 211   EXECUTED: 129   PASSED: 128   FAILED: 1   SKIPPED: 82",
+    "✖ 2 problems (1 error, 1 warning)",
+    "FOUND 3 ERRORS AND 1 WARNING AFFECTING 4 LINES",
+    "-- Configuring incomplete, errors occurred!",
+    "x.service: Failed with result 'timeout'.",
+    "Nov 29 10:00:01 n1 systemd[1]: x.service: Failed with result 'exit-code'.",
+    "Unit x.service could not be found.",
+]
+# Those of the same programs where nothing failed.
+PASSED = [
+    "Build succeeded.",
+    "    0 Error(s)",
+    '".\\build\\a.axf" - 0 Error(s), 3 Warning(s).',
+    "65 entries, 60 checked, 0 error(s), 1 warning(s)",
+    "Der Buildvorgang wurde erfolgreich ausgeführt.",
+    "# fail 0",
+    "ℹ fail 0",
+    "# FAIL:  0",
+    "# XFAIL: 2",
+    "# fail fast: stop at the first error",
+    "Result: PASS",
+    "Result: NOTESTS",
+    "All tests passed (4 assertions in 2 test cases)",
+    "test cases: 12 | 11 passed | 1 failed as expected",
+    "[doctest] test cases:  7 |  7 passed | 0 failed | 0 skipped",
+    "[doctest] Status: SUCCESS!",
+    "Fail:               0",
+    "Expected Fail:      2",
+    "timeout: 60",
+    "226 tests, 0 failures, 2 skipped",
+    "Executed 12 tests, with 0 failures (0 unexpected) in 0.3 (0.4) seconds",
+    "12 successes / 0 failures / 0 errors / 1 pending : 0.012 seconds",
+    "12 tests passed, 0 failed, 0 skipped (12 total tests)",
+    "ok | 3 passed | 0 failed (12ms)",
+    "TOTAL: 211   EXECUTED: 129   PASSED: 129   FAILED: 0   SKIPPED: 82",
+    "✖ 4 problems (0 errors, 4 warnings)",
+    "-- Configuring done (1.2s)",
+    "x.service: Deactivated successfully.",
+    "one.service: Main process exited, code=killed, status=15/TERM (success)",
+    "3 failing examples, all reproduced and fixed",
+]
+# A count, or a sentence, that ends a log.
+ENDED = [
+    "Summary: ERRORS: 3",
+    "Errors: 3",
+    "errors: 2, warnings: 4",
+    "3 tests failed",
+    "2 of 14 checks did not pass",
+    "1 of 2 jobs unsuccessful",
+    "Fehler: 3",
+    "2 Fehler",
+    "gesamt: 72, fehlgeschlagen: 2, erfolgreich: 70",
+    "Fehler!      : Fehler:     1, erfolgreich:    11, gesamt:    12",
+    "错误：3",
+    "5 个错误",
+    "通过 30 个，失败 2 个",
+    "12 réussites, 2 échecs",
+    "Terminé : 12 converties, 0 ignorées, 3 échecs",
+    "Erreurs : 4",
+    "4 Erreur(s)",
+    "Ошибок: 3",
+    "Fallos: 2",
+    "1 Errores",
+    "結果: 11 件成功 / 1 件失敗",
+    "エラー: 2",
+    "1 エラー",
+    "Errori: 2",
+    "Erros: 4",
+    "Błędy: 2",
+    "Liczba błędów: 1",
+    "실패: 2",
+    "오류 2개",
+    "構築に失敗しました",
+    "构建失败",
+    "Installation fehlgeschlagen",
+    "Instalacja nie powiodła się",
+    "La connessione è fallita",
+    "Не удалось подключиться к серверу",
+]
+NOT_ENDED = [
+    "Summary: ERRORS: 0, WARNINGS: 12",
+    "requests: 1200, errors: 2, p99: 31 ms",
+    "WER: 12.3, errors: 120, words: 976",
+    "insertions: 3, deletions: 2, substitutions: 4, errors: 9",
+    "attempts: 3, failed: 2, succeeded: 1",
+    "test errors: 12 of 1000",
+    "fixed 3 errors",
+    "Found 3 errors (3 fixed, 0 remaining).",
+    "RX errors 3  dropped 0  overruns 0  frame 0",
+    "gesamt: 72, fehlgeschlagen: 0, erfolgreich: 72",
+    "0 Fehler",
+    "Retry bei Fehler: 3 Versuche",
+    "Top-5-Fehler: 17,0 %",
+    "maximaler Fehler: 3",
+    "✅ Port : 15 assertions OK, 0 échec",
+    "Partie 3 : vous jouez aux échecs contre l'ordinateur",
+    "aciertos: 9, fallos: 0",
+    "tolerancia a fallos: 2 réplicas",
+    "ошибок: 0",
+    "失败: 0，通过: 808，已跳过: 0",
+    "失败率: 3%",
+    "远程保存失败，本地保存成功",
+    "結果: 12 件成功 / 0 件失敗",
+    "エラー率: 2%",
+    "실패: 0, 통과: 12",
+    "tsc 0 错误，退出码 0",
+    "12 of 14 checks passed",
+]
+
+
+@pytest.mark.parametrize("line", FAILED)
+def test_a_form_of_a_summary_is_a_failure_wherever_it_stands(line):
+    found = explain_text(f"start\n{line}\nwork\nbye\n")
+    assert not found.found
+    assert found.failure and found.failure.line == line.strip()
+
+
+@pytest.mark.parametrize("line", PASSED)
+def test_a_summary_without_a_failure_is_healthy(line):
+    found = explain_text(f"start\n{line}\n")
+    assert not found.found
+    assert not found.failure
+
+
+@pytest.mark.parametrize("line", ENDED)
+def test_a_count_of_failures_at_the_end_is_quoted(line):
+    found = explain_text(f"start\nwork\n{line}\n")
+    assert not found.found
+    assert found.failure and found.failure.line == line
+
+
+@pytest.mark.parametrize("line", ENDED[3:])
+def test_a_count_of_failures_within_a_log_is_none(line):
+    assert not explain_text(f"start\n{line}\nwork goes on\nall done\n").failure
+
+
+@pytest.mark.parametrize("line", NOT_ENDED)
+def test_a_count_that_tells_of_no_failure_is_healthy(line):
+    found = explain_text(f"start\nwork\n{line}\n")
+    assert not found.found
+    assert not found.failure
+
+
+@pytest.mark.parametrize(
+    "below",
+    [
+        "Time Elapsed 00:00:05.33",
+        "Verstrichene Zeit 00:00:01.90",
+        "====\nSkipped: 1",
+        "已用时间 3 秒",
+    ],
+)
+def test_a_count_is_found_above_what_a_summary_ends_with(below):
+    found = explain_text(f"start\n    2 Fehler\n\n{below}\n")
+    assert found.failure and found.failure.line == "2 Fehler"
