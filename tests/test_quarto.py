@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -244,3 +245,113 @@ def test_the_first_language_with_a_kernel_names_the_kernel(tmp_path, first, kern
 def test_invalid_yaml_is_named_with_its_line(text, found):
     with pytest.raises(ValueError, match=found):
         read_quarto(text)
+
+
+def write_document(folder, suffix, header):
+    fence = "```python" if suffix == ".md" else "```{python}"
+    path = folder / f"one{suffix}"
+    path.write_text(f"---\n{header}\n---\n\n{fence}\nprint(1)\n```\n")
+    return Source("one", path)
+
+
+HEADERS = {
+    "sign": ("title: @x\njupyter: python3", r"line 2 \(title: @x\)", 'title: "@x"'),
+    "sign alone": ("title: @x", r"line 2 \(title: @x\)", 'title: "@x"'),
+    "sign and number": (
+        "title: @x\njupyter:\n  kernelspec: 3",
+        r"line 2 \(title: @x\)",
+        'title: "@x"',
+    ),
+    "colon": ("title: a: b", r"line 2 \(title: a: b\): mapping", 'title: "a: b"'),
+    "quotes": ('title: "a" b: c', r"line 2 \(", "title: '\"a\" b: c'"),
+    "open quote": ('title: "a\nx: 1', r"line 2 \(title: \"a\): its quote", 'title: "a"'),
+    "no colon": ("title a\nb: c", r"line 2 \(title a\): it has no colon", "title: a"),
+    "indented": ("title: a\n  b: c", r"line 3 \(b: c\)", "do not indent it: b: c"),
+    "tab": ("title:\n\t- a", r"line 3 \(- a\)", "blanks, not with tabs"),
+    "bracket": ("title: [a\nb: c", r"line 2 \(title: \[a\)", "title: [a]"),
+    "alias": ("title: *x", r"line 2 \(title: \*x\)", 'title: "*x"'),
+    "date": ("a: 1\nd: 2024-13-45", r"line 3 \(d: 2024-13-45\)", 'd: "2024-13-45"'),
+    "control": ("title: a\x01b", r"line 2 .*U\+0001", "delete it: title: ab"),
+    "number": (
+        "jupyter:\n  kernelspec: 3",
+        r"line 3 \(kernelspec: 3\): kernelspec is the number 3",
+        "kernelspec: {name: python3, display_name: Python 3}",
+    ),
+    "number as name": (
+        "jupyter:\n  kernelspec:\n    name: 3\n    display_name: x",
+        r"line 4 \(name: 3\): name is the number 3",
+        "name: python3",
+    ),
+}
+OF_JUPYTEXT = {
+    "no display name": (
+        "jupyter:\n  kernelspec:\n    name: python3",
+        r"line 4 \(name: python3\): its kernelspec has no display_name",
+        "line 4: add a line below it:     display_name: python3",
+    ),
+    "no name": (
+        "jupyter:\n  kernelspec:\n    language: python",
+        r"line 4 \(language: python\): its kernelspec has no name",
+        "    name: python3",
+    ),
+    "jupytext": ("jupyter:\n  jupytext: 3", r"line 3 \(jupytext: 3\)", "line 3: delete it"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".qmd", ".Rmd", ".md"])
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_wrong_header_is_named_with_its_line_and_the_edit(tmp_path, suffix, name):
+    header, cause, fix = HEADERS[name]
+    source = write_document(tmp_path, suffix, header)
+    with pytest.raises(UsageError, match="not a notebook") as raised:
+        load_notebook(source)
+    assert re.search(cause, raised.value.cause)
+    assert fix in raised.value.fix
+    assert raised.value.fix.startswith(f"edit {source.path}, line ")
+
+
+@pytest.mark.parametrize("suffix", [".Rmd", ".md", ".py"])
+@pytest.mark.parametrize("name", OF_JUPYTEXT)
+def test_what_jupyter_needs_of_a_header_is_named_with_the_edit(tmp_path, suffix, name):
+    header, cause, fix = OF_JUPYTEXT[name]
+    source = write_document(tmp_path, suffix, header)
+    if suffix == ".py":
+        lines = "".join(f"# {line}\n" for line in header.split("\n"))
+        source.path.write_text(f"# ---\n{lines}# ---\n\n# %%\nprint(1)\n")
+    with pytest.raises(UsageError, match="not a notebook") as raised:
+        load_notebook(source)
+    assert re.search(cause, raised.value.cause)
+    assert fix in raised.value.fix
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "title: a\ndate: 2024-01-02",
+        'date: "`r Sys.Date()`"',
+        "params:\n  n: !r 1 + 1\n  d: !expr Sys.Date()",
+        "title: !custom x",
+        "jupyter: python3",
+        "",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".qmd", ".Rmd"])
+def test_a_header_that_the_formats_own_program_reads_is_read(tmp_path, suffix, header):
+    cells = load_notebook(write_document(tmp_path, suffix, header)).cells
+    assert [cell.source for cell in cells if cell.cell_type == "code"] == ["print(1)"]
+
+
+@pytest.mark.parametrize("suffix", [".qmd", ".Rmd"])
+def test_a_chunks_wrong_option_is_named_with_its_line(tmp_path, suffix):
+    source = write_document(tmp_path, suffix, "title: a")
+    source.path.write_text(source.path.read_text().replace("print", "#| label: @x\nprint"))
+    with pytest.raises(UsageError) as raised:
+        load_notebook(source)
+    assert "in line 6 (label: @x)" in raised.value.cause
+    assert raised.value.fix.endswith('line 6: put the value in quotes: label: "@x"')
+
+
+def test_an_invalid_header_ends_the_command_as_another_invalid_notebook(tmp_path, capsys):
+    source = write_document(tmp_path, ".Rmd", "title: @x")
+    assert main(["run", str(source.path), "--no-output"]) == 2
+    assert f"edit {source.path}, line 2" in capsys.readouterr().out

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from labkit.notebooks.headers import RCode, load_yaml
+
 # In the metadata of a text cell: the language of the code in it, or a list of them, which is not
 # run.
 LANGUAGE_KEY = "labkit_language"
@@ -374,38 +376,15 @@ _EXPRESSION = re.compile(r"^(?P<name>[\w.-]+):[ \t]*!expr[ \t]+(?P<code>.*)$", r
 _TRUTHS = {"TRUE": True, "T": True, "true": True, "FALSE": False, "F": False, "false": False}
 
 
-class RCode(str):
-    """A value that is R code, which is not evaluated here."""
-
-    __slots__ = ()
-
-
 def read_yaml(text: str, first: int | None = None) -> dict[str, Any]:
     """The mapping that the YAML has, empty for another value.
 
     A value with knitr's tag ``!expr`` is RCode. ``first`` is the number of its first line in the
-    document, if that is known. Raises ValueError if it is invalid, with the line.
+    document, if that is known. Raises HeaderError, a ValueError, if it is invalid, with the line.
     """
-    import yaml
-
     expressions = {one["name"]: RCode(one["code"]) for one in _EXPRESSION.finditer(text)}
-    try:
-        found = yaml.safe_load(_EXPRESSION.sub("", text))
-    except yaml.YAMLError as error:
-        raise ValueError(f"its YAML is invalid{_name_line(error, text, first)}") from error
+    found = load_yaml(_EXPRESSION.sub("", text), first)
     return {**(found if isinstance(found, dict) else {}), **expressions}
-
-
-def _name_line(error: Any, text: str, first: int | None) -> str:
-    """Where the YAML is invalid, and why."""
-    mark = getattr(error, "problem_mark", None)
-    lines = text.splitlines()
-    if mark is None or mark.line > len(lines):
-        return f": {error}"
-    where = "" if first is None else f" in line {first + mark.line}"
-    # An end that is missed is found in the line after the last one.
-    found = lines[mark.line].strip() if mark.line < len(lines) else ""
-    return f"{where}{f' ({found})' if found else ''}: {error.problem or error.context}"
 
 
 def read_fence_options(text: str) -> dict[str, Any]:

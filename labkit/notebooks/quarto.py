@@ -27,6 +27,7 @@ from labkit.notebooks.fences import (
     read_yaml,
     split_header,
 )
+from labkit.notebooks.headers import check_header
 
 OPENING = re.compile(r"^\s*(?P<fence>`{3,}|~{3,})\s*(?P<rest>.*?)\s*$")
 # Blocks that Quarto draws itself.
@@ -60,6 +61,7 @@ def read_quarto(text: str) -> Any:
     header, lines = split_header(whole)
     before = len(whole) - len(lines)
     settings = read_yaml("\n".join(header), first=2)
+    check_header(header, 2, is_quarto=True)
     parts = list(_split_parts(lines))
     spec = _find_kernelspec(settings, parts)
     common = settings.get("execute")

@@ -31,7 +31,6 @@ from labkit.notebooks.fences import (
     OPTION_KEY,
     SHELLS,
     WITHOUT_MAGIC,
-    RCode,
     apply_options,
     count_blocks,
     declare_language,
@@ -41,8 +40,10 @@ from labkit.notebooks.fences import (
     leave_engines,
     read_common,
     read_lines,
+    split_header,
     unindent_chunks,
 )
+from labkit.notebooks.headers import HeaderError, RCode, check_header
 from labkit.notebooks.quarto import describe_kernel, read_quarto
 from labkit.text import escape_controls, first_line, plural
 
@@ -270,12 +271,36 @@ def _parse_script(path: Path, text: str) -> Any:
         notebook = _read_script(path, text)
     except Exception as error:
         # jupytext does not wrap the exceptions of its readers.
-        raise UsageError(f"{path} is not a notebook", cause=_describe(error)) from error
+        known = error if isinstance(error, HeaderError) else _find_header_error(path, text)
+        fix = _name_edit(path, known) if known else None
+        raise UsageError(
+            f"{path} is not a notebook", cause=_describe(known or error), fix=fix
+        ) from error
     if is_nested_too_deep(notebook):
         raise UsageError(
             f"{path} is not a notebook", cause=f"it is nested more than {DEEPEST} levels deep"
         )
     return notebook
+
+
+def _name_edit(path: Path, error: HeaderError) -> str:
+    where = "" if error.line is None else f", line {error.line}"
+    return f"edit {path}{where}: {error.fix}"
+
+
+def _find_header_error(path: Path, text: str) -> HeaderError | None:
+    """What is wrong with the header of a document or script that jupytext cannot read."""
+    lines = text.splitlines()
+    if path.suffix == ".py":
+        lines = [_COMMENT.sub("", line) for line in lines]
+    start = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    try:
+        check_header(split_header(lines[start:])[0], start + 2, tags=path.suffix == ".Rmd")
+    except HeaderError as error:
+        return error
+    except RecursionError:
+        return None
+    return None
 
 
 def _read_script(path: Path, text: str) -> Any:
@@ -287,6 +312,8 @@ def _read_script(path: Path, text: str) -> Any:
     kind, known = path.suffix[1:], [one.lower() for one in _JUPYTER_LANGUAGES]
     blocks, is_notebook = None, is_declared(text)
     before = text.count("\n")
+    if kind == "Rmd":  # jupytext runs it though R Markdown refuses its header
+        check_header(split_header(text.splitlines())[0], 2)
     if kind != "py":
         text = drop_scalars(text)
     before -= text.count("\n")  # lines of the header
@@ -353,7 +380,9 @@ def _read_chunk_options(cell: Any) -> dict[str, Any]:
     }
     # A chunk of another language has its magic in the first line.
     found = _MAGIC.match(cell.source)
-    return {**fence, **read_lines(cell.source[found.end() :] if found else cell.source)}
+    place = next(iter(cell.metadata.get(LINES_KEY, ())), None)
+    first = None if place is None else place + 1
+    return {**fence, **read_lines(cell.source[found.end() :] if found else cell.source, first)}
 
 
 _MAGIC = re.compile(r"%%(\S+)[^\n]*\n")
