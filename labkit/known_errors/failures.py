@@ -38,7 +38,7 @@ _OTHER_LEVELS = "błąd|ошибка|помилка|критическая|错�
 # After it a text, neither a number nor a word for none.
 _SAYS = (
     r"(?![^\w\n]{1,4}(?:kein\w{0,2}|ohne|aucune?|nessun\w?|nenhum\w?|ninguno|geen|ingen|brak|нет|无|なし|없음"
-    r"|-)\W{0,3}$)(?=[^\w\n]{1,4}[^\W\d])"
+    r"|-)\W{0,3}$)(?!.{1,80}[:=\uff1a]\x20?-?\d{1,9}[.,]\d{1,9}\x20?%?\s*$)(?=[^\w\n]{1,4}[^\W\d])"
 )
 # Levels and severities, in the forms of the libraries that write logs.
 _OF_LOGS = (
@@ -83,6 +83,8 @@ _OF_LOGS = (
     rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?-i:{_LATIN_LEVELS})(?=[\s:|/\])>-]){_SAYS}",
     rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?-i:GRAVE):{_SAYS}",
     rf"^[\[(<|]{{0,2}}{_HEAD}[\[(<|]?(?:{_OTHER_LEVELS})(?=[\s:|/\])>\uff1a-]){_SAYS}",
+    # gcc's, in front of which a file and a line stand.
+    rf"^\S{{1,160}}:\d{{1,7}}:\x20?(?:[^\W\d]{{1,12}}\x20)?(?:{_OTHER_LEVELS})\x20?[:\uff1a]",
     rf"^(?:\S{{1,160}}\x20)?(?:fehler|erreur|errore|fout|fejl|feil|virhe|chyba|hiba|hata)"
     rf"(?=\x20?:\x20){_SAYS}",
 )
@@ -139,7 +141,7 @@ _OF_TOOLS = (
     r"|file format not recognized)",
     r"^[\w./+-]{1,60}: .{0,160}: fatal: \S",
     r"^(?:\d{1,5} warnings? and )?[1-9]\d{0,5} errors? generated\b",
-    r"^Found [1-9]\d{0,5} errors?(?:\.\s*$| in \d)",
+    r"^Found [1-9]\d{0,5} errors?(?:\.(?:\s*$| Watching\b)| in \d)",
     r"^(?:[\w./-]{1,80}: )?(?:parse|parsing|syntax|lexical|runtime|import|link|type|load) error"
     r" (?:near|at|in|on|before)\b.{0,120}(?:line \d|unexpected|:\d)",
     rf"(?:^|[,;.:-] )giving up(?:\x20(?:on|after|trying|now)\b|[.!]?\s*$){_GOES_ON}",
@@ -168,7 +170,7 @@ _OF_TOOLS = (
     r"^(?:\[INFO\] )?(?-i:BUILD) (?-i:FAILED|FAILURE)\b",
     r"^(?-i:FAILURE): \w",
     # `Training failed: the reason`, `FAILED: 3 of 8`.
-    rf"^{_NAMED}{{0,5}}failed: {_NOT_ONE}(?=\S)",
+    rf"^(?!expected){_NAMED}{{0,5}}failed: {_NOT_ONE}(?=\S)",
     r"^Failed (?:to|with) ",
     r"\bHTTP/[\d.]{1,3}\"? 5\d\d\b",
     r"\b(?:500 Internal Server Error|502 Bad Gateway|504 Gateway Time-?out)\b",
@@ -453,6 +455,7 @@ ENDING = KnownError(
         rf"^(?:{'|'.join(SYSTEM_ERRORS)})[.]?$",
         rf"^{_PROGRAM}.{{1,200}}: {_ERRNO}[.]?$",
         rf"^{_PROGRAM}{FAILED}",
+        r"^.{1,160}\.\.\. failed: [a-z].{0,80}$",
         rf"^(?=[^:\n]{{1,80}}$){_LEAD}{FAILED_ALONE}",
         rf"^{_PROGRAM}?(?:oops, )?something went wrong\b",
         rf"^{_PROGRAM}?expected \S.{{0,80}} (?:but |, )?got \S",

@@ -44,8 +44,8 @@ FAILED_ALONE = (
 )
 # What is counted: errors and failures.
 _ERRORS = (
-    "fehler|fehlgeschlagen|fehlschläge|gescheitert|erreurs?|échecs?|échouée?s?|error(?:es)?|fallos?"
-    "|fallid[oa]s?|error[ei]|fallit[oaie]|non riuscit[oaie]|erros?|falhas?|falharam|falhou"
+    "fehler|fehlgeschlagen|fehlschläge|gescheitert|erreurs?|échecs?|(?:a |ont )?échouée?s?"
+    "|error(?:es)?|fallos?|fallid[oa]s?|error[ei]|fallit[oaie]|non riuscit[oaie]|erros?|falhas?|falharam|falhou"
     "|ошиб(?:ка|ки|ок)|сбо(?:й|я|ев)|неудачно|провалено|помил(?:ка|ки|ок)|błąd|błędy|błędów"
     "|niepowodze(?:nie|nia|ń)|chyb[ay]?|selhalo|fout(?:en)?|mislukt|fejl|mislykkedes|feil|mislyktes"
     "|fel|misslyckades|virhe(?:ttä|itä)?|hib[aá]k?|hata|başarısız|σφάλμα(?:τα)?|lỗi|thất bại"
@@ -63,10 +63,17 @@ _BEFORE = (
     rf"(?:^\W{{0,8}}(?:[^\W\d]{{1,20}}!?\s{{0,8}}[:：-]\s{{0,8}})?(?:{_TOTAL})?"
     r"|[,;|/(]\s{1,3}|[、，；（]\s?)"
 )
+# As gettext's tools say `found 3 fatal errors`.
+_FOUND = (
+    r"(?:gefunden|aufgetreten|trouvée?s?|encontrad[oa]s?|se encontr(?:ó|aron)|trovat[oi]"
+    r"|найден[аоы]?|знайден[аоі]?|znalezion[oy]|nalezen[aoy]?|gevonden|hittade?s?|fundet|funnet"
+    r"|bulundu)"
+)
 # A number of errors above zero, alone or in a list: `Fehler: 3`, `12 réussites, 2 échecs`.
 COUNTS = (
     rf"{_BEFORE}(?:{_ERRORS})\s{{0,8}}[:：=]\s{{0,12}}{_NUMBER}{_MORE}",
-    rf"{_BEFORE}{_NUMBER}\s(?:{_ERRORS})(?:\([a-z]{{1,3}}\))?{_MORE}",
+    rf"{_BEFORE}{_NUMBER}\s(?:{_ERRORS})(?:\([a-z]{{1,3}}\))?(?: {_FOUND})?{_MORE}",
+    rf"^\W{{0,8}}{_FOUND} {_NUMBER} (?:{_ERRORS}){_MORE}",
     rf"{_BEFORE}(?:{_ERRORS_OF_CJK})\s?[:：=]?\s{{0,12}}{_NUMBER}{_UNIT}{_MORE}",
     rf"{_BEFORE}{_NUMBER}{_UNIT}の?\s?(?:致命)?(?:{_ERRORS_OF_CJK}){_MORE}",
 )

@@ -45,16 +45,32 @@ _SUMMARIES = (
     # ESLint, PHP_CodeSniffer.
     rf"^\W{{0,4}}{_ONE} problems? \({_ONE} errors?\b",
     rf"^(?-i:FOUND) {_ONE} (?-i:ERRORS?)\b",
+    # Cucumber, Karma, Bazel, Dart, Julia, testthat, DejaGnu, kselftest, Playwright, RuboCop, dpkg.
+    rf"^\d{{1,6}} (?:scenarios?|steps?) \({_ONE} (?:failed|errored)\b",
+    rf"\bExecuted \d{{1,6}} of \d{{1,6}} .{{0,20}}\({_ONE} (?-i:FAILED)\)",
+    rf"\b(?:and )?{_ONE} fails? (?:locally|remotely)\b",
+    r"\bSome tests failed\.",
+    rf"\b{_ONE} of \d{{1,6}} failed \(\d{{1,3}}%\)",
+    rf"^\d{{1,3}}%: Checks: \d{{1,6}}, .{{0,30}}\b(?:Failures|Errors): {_ONE}",
+    r"^Test Summary:\s{0,60}\|.{0,60}\s(?-i:Fail|Error)\s",
+    rf"^\[ (?-i:FAIL) {_ONE} \|",
+    rf"^\# of unexpected failures\s{{1,8}}{_ONE}",
+    rf"^\# Totals: pass:\d{{1,6}} fail:{_ONE}\b",
+    rf"^{_ONE} failed\s*$",
+    rf"\bfiles? inspected, {_ONE} offenses? detected(?!, \d)",
+    r"^Errors were encountered while processing:",
+    r"^dpkg: error processing (?:package|archive) ",
     # CMake, systemd.
     r"\bConfiguring incomplete, errors occurred\b",
     r"\.(?:service|timer|socket|mount|scope|slice|path): Failed with result '(?!success\b)",
+    r"^Dependency failed for \S",
     r"^Unit \S{1,160} (?:could not be found|not found)\.",
 )
 SUMMARIES = tuple(map(_keep_in_line, _SUMMARIES))
 # What counts errors above zero beside warnings or another counter at zero, in the same line.
 COUNTED = (
     rf"(?:\b{_ONE} errors?(?:\(s\)|, \d{{1,6}} warning| AND \d)|\b{_ONE} failures? / 0 errors?\b"
-    rf"|\b0 failures? / {_ONE} errors?\b|^FOUND {_ONE} ERRORS?\b)"
+    rf"|\b0 failures? / {_ONE} errors?\b|^FOUND {_ONE} ERRORS?\b|^\[ FAIL {_ONE} \|)"
 )
 
 _NAMES = (
@@ -62,6 +78,12 @@ _NAMES = (
     r"|skips|total|tests?|ok|ignored|pending|success(?:es|ful)?|files?|disabled|aborted)"
 )
 _FAILED = r"(?:errors?|failures?|failed|fails)"
+_GOOD = (
+    r"(?:passed|passes|pass|passing|ok|succeeded|success(?:es|ful)?|skipped|skips?|total|tests?"
+    r"|tested|runs?|assertions?|scenarios?|steps?|specs?|examples?|checks?|pending|ignored|executed"
+    r"|features?|suites?|omissions?)"
+)
+_BAD = r"(?:failed|failures?|fails?|failing|errors?|errored|crashed|crashing|broken)"
 _PARTS = (
     r"(?:tests?|checks?|jobs?|steps?|tasks?|targets?|suites?|stages?|builds?|hosts?|nodes?|cases?)"
 )
@@ -75,10 +97,16 @@ _COUNTS = (
     rf"(?:{_GAP}{_NAMES}[:=]\s{{0,12}}\d{{1,7}}){{0,6}}\W{{0,8}}$",
     rf"{_HEAD}(?:\d{{1,7}} {_NAMES}{_GAP}){{0,6}}{_ONE} {_FAILED}"
     rf"(?:{_GAP}(?:and )?\d{{1,7}} {_NAMES}){{0,6}}\W{{0,8}}$",
+    # Such a number anywhere in a line that also counts what passed, or all.
+    rf"^(?=.{{0,160}}?\b(?:\d{{1,7}} {_GOOD}|{_GOOD}\s?[:=]\s{{0,8}}\d|{_GOOD}\s\d))"
+    r".{0,200}?(?<!expected )(?<!expected=)(?<![\w_-])"
+    rf"(?:{_ONE} (?:tests? )?{_BAD}(?!\s?[:=])|{_BAD}(?:\s?[:=]\s{{0,12}}|\s{{1,12}}){_ONE})"
+    r"(?![\w%.])(?! (?:as )?expected)",
     # `2 of 14 checks did not pass`.
     rf"{_HEAD}{_ONE}(?: (?:out )?of \d{{1,6}}|/\d{{1,6}})? (?:[a-z]{{1,20}} )?{_PARTS}"
     r" (?:have |were )?(?:failed|unsuccessful|did not (?:pass|succeed|complete)|not ok)"
-    r"\W{0,3}$",
+    r"(?:\W{0,3}| \([\d.]{1,9} ?m?s\))$",
+    rf"^\W{{0,8}}{_ONE} (?:out )?of \d{{1,6}} failed\b",
     *COUNTS,
 )
 COUNT = KnownError(
@@ -88,15 +116,17 @@ COUNT = KnownError(
     Fix(""),
     passes=True,
     # What a run measures, or gets over.
-    unless=r"\b(?:epoch|step|iter\w{0,7}|loss|acc(?:uracy)?|wer|cer|rate|requests?|attempts?|retries"
+    unless=r"\b(?:epoch|step|iter\w{0,7}|loss|acc(?:uracy)?|wer|cer|rate|requests?|attempts?|retr(?:y|ies|ied)"
+    r"|flaky"
     r"|insertions?|deletions?|words|tokens|packets|bytes|p\d\d|latency|samples?|fixed|resolved"
     r"|repaired|corrected|versuche?|tentativ\w{1,3}|intentos?|quote|epoche|tasa|taux|tasso|taxa)\b"
     r"|\bexpected\b|[%\u2030]|重试|再试行|再試行|재시도|[率율]|成功(?:率|$)",
 )
 # What may stand below such a count: a rule, other counts, a time.
 BELOW_COUNTS = (
-    r"\s*|[\W_]{1,300}"
-    r"|\W{0,8}(?:[^\W\d][\w'\u2019.()-]{0,30}[\s:\uff1a=]{1,24}){1,4}\W?\d[\d:.,]{0,20}"
+    r"\s*|[\W_]{1,300}|\W{3,80}[\w ]{1,60}\W{3,80}|[A-Z]{2,8}"
+    r"|\W{0,8}\d[\w:.,%]{0,20}(?: [^\W\d]{1,12}){0,2}\W{0,3}"
+    r"|\W{0,8}(?:[^\W\d][\w'\u2019.()-]{0,30}[\s:\uff1a=]{1,24}){1,4}\W?\d[\w:.,]{0,20}"
     r"\s?(?:[^\W\d]{1,12}\.?)?\W{0,4}"
 )
 LINES_BELOW_COUNTS = 10
