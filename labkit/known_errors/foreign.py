@@ -45,15 +45,25 @@ FAILED_ALONE = (
 # What is counted: errors and failures.
 _ERRORS = (
     "fehler|fehlgeschlagen|fehlschläge|gescheitert|erreurs?|échecs?|(?:a |ont )?échouée?s?"
-    "|error(?:es)?|fallos?|fallid[oa]s?|error[ei]|fallit[oaie]|non riuscit[oaie]|erros?|falhas?|falharam|falhou"
-    "|ошиб(?:ка|ки|ок)|сбо(?:й|я|ев)|неудачно|провалено|помил(?:ка|ки|ок)|błąd|błędy|błędów"
-    "|niepowodze(?:nie|nia|ń)|chyb[ay]?|selhalo|fout(?:en)?|mislukt|fejl|mislykkedes|feil|mislyktes"
-    "|fel|misslyckades|virhe(?:ttä|itä)?|hib[aá]k?|hata|başarısız|σφάλμα(?:τα)?|lỗi|thất bại"
+    "|error(?:es)?|fallos?|fallid[oa]s?|error[ei]|fallit[oaie]|non riuscit[oaie]|erros?|falhas?"
+    "|falharam|falhou|ошиб(?:ка|ки|ок)|сбо(?:й|я|ев)|неудачно|провалено|помил(?:ка|ки|ок)|błąd|błędy|błędów"
+    "|nieudan[aey]|niepowodze(?:nie|nia|ń)|chyb[ay]?|selhalo|fout(?:en)?|mislukt|fejl|mislykkedes"
+    "|feil|mislyktes|fel|misslyckades|virhe(?:ttä|itä)?|hib[aá]k?|hata|başarısız"
+    "|σφάλμα(?:τα)?|lỗi|thất bại"
 )
-_ERRORS_OF_CJK = "错误|錯誤|失败|失敗|エラー|오류|에러|실패"
+# Those that say of the noun beside them that it failed: `Tests échoués: 2`.
+_FAILED = (
+    r"(?:fehlgeschlagen(?:e[nr]?)?|échouée?s?|fallid[oa]s?|fallit[oaie]|falhad[oa]s?|falharam"
+    r"|провален[аоы]|не (?:пройден[аоы]|прошл[аио])|nieudan[aey]|neúspěšn\w{1,3}|mislukt"
+    r"|misslyckade[s]?|mislykkede[s]?|mislyktes|epäonnistui|başarısız)"
+)
+_ERRORS_OF_CJK = (
+    "(?:测试|用例|构建|检查|測試|テスト|테스트)?(?:错误|錯誤|失败|失敗|エラー|오류|에러|실패)"
+    "(?:用例|测试|测试数|用例数|数量|数|數|件数|수)?"
+)
 _NUMBER = r"[1-9]\d{0,6}"
 _UNIT = r"(?:\s?[个個処处件条條項项건개])?"
-_MORE = r"(?=\s*$|[,;](?:\s|$)|[、，；。|/)）]|\.\s*$|\s[|/·-]\s|\s{2,}\S)"
+_MORE = r"(?=\s*$|[,;](?:\s|$)|[、，；。|/)）]|\.\s*$|\s[|/·│-]\s|\s{2,}\S)"
 _TOTAL = (
     r"(?:summary|total|gesamt|anzahl(?: der)?|nombre d['’e]\s?|número de|numero di|liczba|počet"
     r"|aantal|antall?|всего|итого|总计|合计|合計|共|发现|検出)\s?"
@@ -61,7 +71,7 @@ _TOTAL = (
 # What may stand before a count: the start of a line, with a name and a colon, or another count.
 _BEFORE = (
     rf"(?:^\W{{0,8}}(?:[^\W\d]{{1,20}}!?\s{{0,8}}[:：-]\s{{0,8}})?(?:{_TOTAL})?"
-    r"|[,;|/(]\s{1,3}|[、，；（]\s?)"
+    r"|[,;|/(·│]\s{1,3}|[、，；（]\s?)"
 )
 # As gettext's tools say `found 3 fatal errors`.
 _FOUND = (
@@ -73,6 +83,10 @@ _FOUND = (
 COUNTS = (
     rf"{_BEFORE}(?:{_ERRORS})\s{{0,8}}[:：=]\s{{0,12}}{_NUMBER}{_MORE}",
     rf"{_BEFORE}{_NUMBER}\s(?:{_ERRORS})(?:\([a-z]{{1,3}}\))?(?: {_FOUND})?{_MORE}",
+    rf"{_BEFORE}(?:[^\W\d]{{1,20}} ){{0,3}}{_FAILED}(?: [^\W\d]{{1,20}})?\s{{0,8}}[:=]"
+    rf"\s{{0,12}}{_NUMBER}{_MORE}",
+    rf"{_BEFORE}{_NUMBER} [^\W\d]{{1,20}} {_FAILED}{_MORE}",
+    rf"^\W{{0,8}}(?:{_ERRORS}) \({_NUMBER}\)\s*$",
     rf"^\W{{0,8}}{_FOUND} {_NUMBER} (?:{_ERRORS}){_MORE}",
     rf"{_BEFORE}(?:{_ERRORS_OF_CJK})\s?[:：=]?\s{{0,12}}{_NUMBER}{_UNIT}{_MORE}",
     rf"{_BEFORE}{_NUMBER}{_UNIT}の?\s?(?:致命)?(?:{_ERRORS_OF_CJK}){_MORE}",

@@ -22,7 +22,7 @@ _SUMMARIES = (
     # MSBuild, Keil, IAR, and what counts as they do.
     r"^(?-i:Build) (?-i:FAILED)\b",
     rf"^(?:{BUILD_FAILED})[.。]?\s*$",
-    rf"(?<![\w.]){_ONE} (?-i:[Ee])rror\(s\)(?=[,.;)]|\s*$)",
+    rf"(?<![\w.]){_ONE} (?:(?-i:[Ee])rror|failure)\(s\)(?=[,.;)]|\s*$)",
     # TAP, Node's reporter, Automake.
     rf"^[\#\u2139]\s(?-i:fail)\s{{1,8}}{_ONE}\s*$",
     rf"^\#\s(?-i:FAIL|ERROR|XPASS):\s{{1,8}}{_ONE}\s*$",
@@ -56,7 +56,14 @@ _SUMMARIES = (
     rf"^\[ (?-i:FAIL) {_ONE} \|",
     rf"^\# of unexpected failures\s{{1,8}}{_ONE}",
     rf"^\# Totals: pass:\d{{1,6}} fail:{_ONE}\b",
-    rf"^{_ONE} failed\s*$",
+    rf"^{_ONE} (?:failed|fail)\s*$",
+    rf"^{_ONE} (?-i:FAILED TESTS?)\b",
+    # CTest, Stack, tox, Pint, yamllint and ESLint.
+    r"^Errors while running CTest",
+    r"^Test suite \S{1,80}: (?-i:FAIL)\b",
+    r"^\S{1,80}: (?-i:FAIL) code [1-9]",
+    r"^(?-i:FAIL)\s{2,8}\.{3}",
+    r"^\d{1,6}:\d{1,5}\s{2,12}error\s{2,12}\S",
     rf"\bfiles? inspected, {_ONE} offenses? detected(?!, \d)",
     r"^Errors were encountered while processing:",
     r"^dpkg: error processing (?:package|archive) ",
@@ -69,8 +76,9 @@ _SUMMARIES = (
 SUMMARIES = tuple(map(_keep_in_line, _SUMMARIES))
 # What counts errors above zero beside warnings or another counter at zero, in the same line.
 COUNTED = (
-    rf"(?:\b{_ONE} errors?(?:\(s\)|, \d{{1,6}} warning| AND \d)|\b{_ONE} failures? / 0 errors?\b"
-    rf"|\b0 failures? / {_ONE} errors?\b|^FOUND {_ONE} ERRORS?\b|^\[ FAIL {_ONE} \|)"
+    rf"(?:\b{_ONE} (?:errors?|failure)(?:\(s\)|, \d{{1,6}} warning| AND \d)"
+    rf"|\b{_ONE} failures? / 0 errors?\b|\b0 failures? / {_ONE} errors?\b"
+    rf"|^FOUND {_ONE} ERRORS?\b|^\[ FAIL {_ONE} \|)"
 )
 
 _NAMES = (
@@ -78,10 +86,15 @@ _NAMES = (
     r"|skips|total|tests?|ok|ignored|pending|success(?:es|ful)?|files?|disabled|aborted)"
 )
 _FAILED = r"(?:errors?|failures?|failed|fails)"
+_WHOLE = (
+    r"(?:tests?|checks?|builds?|evaluation|compilation|installation|deployment|validation"
+    r"|verification|pipeline|assertions?)"
+)
 _GOOD = (
     r"(?:passed|passes|pass|passing|ok|succeeded|success(?:es|ful)?|skipped|skips?|total|tests?"
     r"|tested|runs?|assertions?|scenarios?|steps?|specs?|examples?|checks?|pending|ignored|executed"
-    r"|features?|suites?|omissions?)"
+    r"|features?|suites?|omissions?|processed|files?|items?|records?|rows?|images?|urls?|pages?"
+    r"|links?|packages?|modules?|hosts?|jobs?|tasks?)"
 )
 _BAD = r"(?:failed|failures?|fails?|failing|errors?|errored|crashed|crashing|broken)"
 _PARTS = (
@@ -106,6 +119,13 @@ _COUNTS = (
     rf"{_HEAD}{_ONE}(?: (?:out )?of \d{{1,6}}|/\d{{1,6}})? (?:[a-z]{{1,20}} )?{_PARTS}"
     r" (?:have |were )?(?:failed|unsuccessful|did not (?:pass|succeed|complete)|not ok)"
     r"(?:\W{0,3}| \([\d.]{1,9} ?m?s\))$",
+    # `Build finished with 2 errors`, `2 problems found`, `Some tests failed`.
+    rf"^.{{0,80}}\b(?:completed?|finished|ended|done|exited|stopped|compiled|built)\b.{{0,40}}"
+    rf"\bwith {_ONE} (?:\w{{1,20}} )?(?:errors?|failures?|problems?)\b",
+    rf"^.{{0,80}}(?<![\w.]){_ONE} (?:errors?|problems?|violations?) (?:were )?"
+    r"(?:found|detected)\W{0,3}$",
+    rf"^\W{{0,8}}(?:[a-z]{{2,12}} > )?(?:[a-z]{{1,20}} ){{0,3}}{_WHOLE} (?:has |have )?failed"
+    r"(?:[.!:(]|\s?:\(|\s*$)",
     rf"^\W{{0,8}}{_ONE} (?:out )?of \d{{1,6}} failed\b",
     *COUNTS,
 )
@@ -120,7 +140,7 @@ COUNT = KnownError(
     r"|flaky"
     r"|insertions?|deletions?|words|tokens|packets|bytes|p\d\d|latency|samples?|fixed|resolved"
     r"|repaired|corrected|versuche?|tentativ\w{1,3}|intentos?|quote|epoche|tasa|taux|tasso|taxa)\b"
-    r"|\bexpected\b|[%\u2030]|重试|再试行|再試行|재시도|[率율]|成功(?:率|$)",
+    r"|\b(?:expected|if|when|no|unless|without|should|may|might|would)\b|[%\u2030]|重试|再试行|再試行|재시도|[率율]|成功(?:率|$)",
 )
 # What may stand below such a count: a rule, other counts, a time.
 BELOW_COUNTS = (
