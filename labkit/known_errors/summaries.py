@@ -36,7 +36,8 @@ _SUMMARIES = (
     r"^!!!(?-i:FAILURES)!!!",
     rf"^(?-i:Fail|Timeout|Unexpected Pass):\s{{3,30}}{_ONE}\s*$",
     # ExUnit, bats, XCTest, busted, Foundry, Deno, OpenJ9; those that may fail say so.
-    rf"\b\d{{1,6}} {_TESTS}(?:,| /) (?:with )?(?:\d{{1,6}} \w{{2,12}}(?:,| /) ){{0,3}}{_ONE}"
+    rf"^(?:[a-z]{{1,20}}:? ){{0,3}}\d{{1,6}} {_TESTS}(?:,| /) (?:with )?"
+    rf"(?:\d{{1,6}} \w{{2,12}}(?:,| /) ){{0,3}}{_ONE}"
     r" (?:failures?|failed|errors?)\b(?! as expected)",
     rf"\b\d{{1,6}} (?:tests? )?passed\s?[,;|]\s{{1,3}}(?:\d{{1,6}} \w{{2,12}}[,;|]\s{{1,3}}){{0,3}}"
     rf"{_ONE} failed\b(?! as expected)",
