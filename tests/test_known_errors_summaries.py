@@ -216,6 +216,8 @@ NOT_ENDED = [
     "1 failed, retried, 12 passed",
     "Finished with 0 errors and 1 warning.",
     "Processed 12 files, 0 errors",
+    "Tests failed: 0",
+    "Checks failed (0 of 12)",
     "3 issues found, 3 fixed",
     "❌ Tests échoués: 0",
     "Aprobadas: 12 · Fallidas: 0",

@@ -126,7 +126,7 @@ _COUNTS = (
     rf"^.{{0,80}}(?<![\w.]){_ONE} (?:errors?|problems?|violations?) (?:were )?"
     r"(?:found|detected)\W{0,3}$",
     rf"^\W{{0,8}}(?:[a-z]{{2,12}} > )?(?:[a-z]{{1,20}} ){{0,3}}{_WHOLE} (?:has |have )?failed"
-    r"(?:[.!:(]|\s?:\(|\s*$)",
+    r"(?:[.!]|\s?:\(|\s*$)",
     rf"^\W{{0,8}}{_ONE} (?:out )?of \d{{1,6}} failed\b",
     *COUNTS,
 )
