@@ -10,6 +10,7 @@ import multiprocessing.pool
 import os
 import pickle
 import queue
+import re
 import signal
 import threading
 import time
@@ -124,6 +125,10 @@ CASES = {
 }  # fmt: skip
 
 
+# Cases that leave something acquired, beside those that acquire and do nothing else.
+LEFT = {"shared RLock", "Condition"}
+
+
 @pytest.mark.parametrize("hold", ["directly", "deep", "as an argument"])
 @pytest.mark.parametrize("name", CASES)
 def test_what_a_step_sets_or_acquires_is_as_before(name, hold):
@@ -139,7 +144,143 @@ def test_what_a_step_sets_or_acquires_is_as_before(name, hold):
         estimate = run(lambda: act(one))
     assert show(one) == before
     assert estimate.obstacle is None
-    assert len(estimate.notes) == (name == "Barrier")
+    left = act is acquire or name in LEFT
+    assert len(estimate.notes) == (name == "Barrier" or left)
+    if left:
+        assert "leaves" in estimate.notes[0] and "acquired" in estimate.notes[0]
+
+
+def take(one):
+    one.acquire()
+
+
+async def await_acquiring(one):
+    await one.acquire()
+
+
+def acquire_awaited(one):
+    asyncio.run(await_acquiring(one))
+
+
+FOR_EVER = r"its next call waits for it for ever"
+USED_UP = r"once nothing of it is left, the next call waits for it for ever"
+# How each is made, how the step acquires it, and what the estimate says: in a note for one from
+# before; for one of the step's own in an error, a note or not at all.
+ENDLESS = {
+    "Lock": (threading.Lock, take, FOR_EVER, UsageError),
+    "RLock": (threading.RLock, take, "another thread that acquires it waits", None),
+    "Condition": (threading.Condition, take, "another thread that acquires it waits", None),
+    "Condition of a Lock": (
+        lambda: threading.Condition(threading.Lock()), take, FOR_EVER, UsageError),
+    "Semaphore": (threading.Semaphore, take, FOR_EVER, UsageError),
+    "Semaphore of nine": (lambda: threading.Semaphore(9), take, USED_UP, USED_UP),
+    "shared Lock": (SHARED.Lock, take, f"{FOR_EVER}, unless another process", UsageError),
+    "shared RLock": (SHARED.RLock, take, "another process that acquires it waits", None),
+    "shared Semaphore": (lambda: SHARED.Semaphore(9), take, USED_UP, USED_UP),
+    "shared Condition": (SHARED.Condition, take, "another process that acquires it waits", None),
+    "asyncio's Lock": (asyncio.Lock, acquire_awaited, UsageError, UsageError),
+    "asyncio's Semaphore": (lambda: asyncio.Semaphore(9), acquire_awaited, USED_UP, USED_UP),
+    "asyncio's Condition": (asyncio.Condition, acquire_awaited, UsageError, UsageError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hold", ["from before", "as an argument", "of the step"])
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_step_that_leaves_something_acquired_is_named(name, hold, monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+    monkeypatch.setattr(waits, "LONGEST_READING", 1.5)
+    make, act, from_before, of_step = ENDLESS[name]
+    said = of_step if hold == "of the step" else from_before
+    one = make()
+
+    def make_step(batch=4):
+        own = make()
+        return lambda: [act(own), torch.ones(batch, requires_grad=True).sum().backward()]
+
+    def estimate():
+        if hold == "of the step":
+            return estimate_memory(make_step)
+        return run(act, one) if hold == "as an argument" else run(lambda: act(one))
+
+    if said is UsageError:
+        with pytest.raises(UsageError, match=r"waits without end at .*locks.py") as caught:
+            estimate()
+        assert "the step has acquired it, in this call or in the one before" in caught.value.cause
+        return
+    notes = estimate().notes
+    assert len(notes) == (said is not None)
+    if said is not None:
+        has_line = not said.startswith("another thread")
+        line = r" (at|\(made at) test_estimate_locks.py:\d+" if has_line else ""
+        assert re.search(f"^the step leaves an? .*acquired{line}.*{said}", notes[0])
+
+
+def test_the_name_of_a_lock_that_is_left_acquired_is_said():
+    notes = run(lambda: take(BEFORE)).notes
+    assert re.search(r"leaves a lock \(.*test_estimate_locks.BEFORE\) acquired at", notes[0])
+    assert not BEFORE.locked()
+
+
+QUIET = {
+    "without waiting": lambda one: one.acquire(blocking=False),
+    "for a moment": lambda one: one.acquire(timeout=0.01),
+    "once": lambda one: one.locked() or one.acquire(),
+    "released at the next call": lambda one: one.release() if one.locked() else take(one),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_a_step_whose_next_call_does_not_wait_is_not_warned_of(name):
+    one = threading.Lock()
+    assert run(lambda: QUIET[name](one)).notes == ()
+    assert not one.locked()
+
+
+def test_a_semaphore_of_which_the_first_call_alone_takes_is_not_warned_of():
+    one, seen = threading.Semaphore(3), []
+    assert run(lambda: seen or [one.acquire(), seen.append(1)]).notes == ()
+    assert one._value == 3
+
+
+def test_a_lock_that_another_thread_may_release_says_so():
+    lock, timer = threading.Lock(), threading.Timer(60, print)
+    timer.start()
+    thread = threading.Thread(target=wait_for, args=(timer,))
+    thread.start()
+    try:
+        assert "for ever, unless another thread releases it" in run(lock.acquire).notes[0]
+    finally:
+        timer.cancel()
+        thread.join()
+        timer.join()
+
+
+def test_a_call_that_waits_for_itself_is_still_refused(monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+    monkeypatch.setattr(waits, "LONGEST_READING", 1.5)
+    lock = threading.Lock()
+    with pytest.raises(UsageError, match="waits without end"):
+        run(lambda: [lock.acquire(), lock.acquire()])
+    assert not lock.locked()
+
+
+def test_a_lock_that_a_thread_of_the_call_before_still_has_is_waited_for():
+    lock, threads = threading.Lock(), []
+
+    def work(taken):
+        with lock:
+            taken.set()
+            SLEEP(0.2)
+
+    def act():
+        with lock:
+            taken = threading.Event()
+        threads.append(threading.Thread(target=work, args=(taken,)))
+        threads[-1].start()
+        taken.wait()
+
+    assert not [one for one in run(act).notes if "leaves" in one]
+    assert not lock.locked()
 
 
 def test_a_thread_that_waits_for_an_event_goes_on_waiting():
@@ -393,7 +534,7 @@ def test_a_lock_that_the_step_changes_while_a_timer_lives_is_put_back(hold):
             estimate = run(lambda: free.acquire() and held.release())
         else:
             estimate = run(lambda: taking[0]() and giving[0]())
-        assert estimate.notes == ()
+        assert len(estimate.notes) == 1 and "leaves a lock" in estimate.notes[0]
         assert not free.locked() and held.locked()
     finally:
         timer.cancel()

@@ -497,6 +497,12 @@ def acquire_from_another():
     lock.acquire()
 
 
+def acquire_all():
+    semaphore = threading.Semaphore(1)
+    semaphore.acquire()
+    semaphore.acquire()
+
+
 def take_a_lock_from_before():
     LOCK.acquire()
     with LOCK:
@@ -535,11 +541,12 @@ IN_C = {
     "acquire as a thread": (join_one_that_is_the_acquiring_of_a_lock, "stays locked"),
     "an event loop": (lambda: asyncio.run(await_nothing()), "event loop at test_estimate_threads"),
 }
+# What waits at a lock of the step's own.
+TAKEN = {"acquire": lock_twice, "acquire an RLock": acquire_from_another, "semaphore": acquire_all}
 ENDLESS = {
     **{name: act for name, (act, _) in IN_C.items()},
+    **TAKEN,
     "join": join_a_deadlock,
-    "acquire": lock_twice,
-    "acquire an RLock": acquire_from_another,
     "a semaphore": lambda: threading.Semaphore(0).acquire(),
     "an event": lambda: threading.Event().wait(),
     "a condition": notice_nothing,
@@ -568,7 +575,8 @@ def test_a_step_that_waits_without_end_is_refused(name, monkeypatch):
     ) as caught:
         estimate_memory(step, torch.ones(2))
     assert threading.active_count() == before and not LOCK.locked()
-    _, word = IN_C.get(name, (None, "no thread of the step has gone on"))
+    taken = "the step has acquired it" if name in TAKEN else "no thread of the step has gone on"
+    _, word = IN_C.get(name, (None, taken))
     assert word in caught.value.cause
 
 

@@ -18,9 +18,16 @@ from typing import Any
 from labkit.memory.estimate.cuda import MadeReplacements, Replacement
 from labkit.memory.estimate.guard import StepThreads, is_idle
 from labkit.memory.estimate.held import LiveIteratorError
+from labkit.memory.estimate.left import LEFT, is_recursive
 from labkit.memory.estimate.stalls import find_held_wait
 from labkit.memory.estimate.waits import FOREVER, WAITS
-from labkit.memory.track.frames import OWN, judge_file
+from labkit.memory.track.frames import (
+    OWN,
+    Frame,
+    find_user_frames,
+    judge_file,
+    list_thread_frames,
+)
 
 FIX = "let the step make it, or leave the waiting out of the step"
 CAUSE = "what the step sets, releases or puts is not seen by others, who may wait for it"
@@ -38,10 +45,16 @@ class HeldLocks:
     def __init__(self) -> None:
         self._threads = StepThreads()
         self._note: Callable[[str], object] = lambda words: None
-        self._made = MadeReplacements(self._list_methods, ("multiprocessing.synchronize",))
+        modules = ("multiprocessing.synchronize", "asyncio.locks")
+        self._made = MadeReplacements(self._list_methods, modules)
         # By the object's id: it, and whether the step has set it, or how much it has released.
         self._flags: dict[int, tuple[Any, bool]] = {}
         self._counts: dict[int, tuple[Any, int]] = {}
+        # Of each count what it was when the last call began, and how much of what the calls before
+        # have acquired still counts; and where the step has acquired last.
+        self._before: dict[int, int] = {}
+        self._left: dict[int, int] = {}
+        self._lines: dict[int, Frame | None] = {}
 
     @contextlib.contextmanager
     def open(self, threads: StepThreads, note: Callable[[str], object]) -> Iterator[None]:
@@ -51,8 +64,8 @@ class HeldLocks:
             for kind, names in self._made.find():
                 stack.enter_context(Replacement(kind, names))
             stack.enter_context(WAITS.open(threads, is_idle))
-            stack.callback(self._flags.clear)
-            stack.callback(self._counts.clear)
+            for one in (self._flags, self._counts, self._before, self._left, self._lines):
+                stack.callback(one.clear)
             yield
 
     def hold_lock(self, one: Any) -> StepLock:
@@ -60,10 +73,23 @@ class HeldLocks:
         return StepLock(one, self._threads)
 
     def begin_step(self) -> None:
-        """Gives back what a simulated step has acquired and not released, for the next one."""
-        for number, (one, count) in list(self._counts.items()):
-            if count < 0:
-                self._counts[number] = one, 0
+        """Keeps in mind what the calls before have acquired and not released."""
+        if self._threads.list_others():  # they may release what they have acquired
+            for number, (one, count) in list(self._counts.items()):
+                self._counts[number] = one, max(0, count)
+        counts = {number: count for number, (_, count) in self._counts.items()}
+        self._before, self._left = counts, {one: -count for one, count in counts.items()}
+        LEFT.begin_step()
+
+    def end_steps(self) -> None:
+        """Finds what the last call has left acquired."""
+        LEFT.compare()
+        for number, (one, count) in self._counts.items():
+            line = self._lines.get(number)
+            if is_recursive(one) and count < 0:
+                LEFT.add_blocking(one, line)
+            elif number in self._before and count < min(0, self._before[number]):
+                LEFT.add_falling(one, f" at {line.where}" if line else "")
 
     def _list_methods(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         shared: Any = sys.modules.get("multiprocessing.synchronize")
@@ -88,6 +114,11 @@ class HeldLocks:
             "__init__": self._mark(kind), "acquire": acquire, "__enter__": acquire,
             "release": self._wrap_release(kind.release), "__exit__": _leave,
         }  # fmt: skip
+        loops: Any = sys.modules.get("asyncio.locks")
+        if shared is not None:
+            yield shared.SemLock, {"__init__": self._mark(shared.SemLock)}
+        if loops is not None:
+            yield loops.Semaphore, {"acquire": self._watch(loops.Semaphore.acquire)}
         kind = threading.BoundedSemaphore
         yield kind, {"release": self._wrap_release(kind.release)}
         kind = threading.Barrier
@@ -98,10 +129,7 @@ class HeldLocks:
         """True where code of the step calls, and not Python for itself, and not for its own."""
         if hasattr(one, MADE) or not self._threads.includes_this():
             return False
-        frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_code is _leave.__code__:
-            frame = frame.f_back
-        return judge_file(frame.f_code.co_filename) != OWN
+        return judge_file(_name_caller()) != OWN
 
     def _mark(self, kind: Any) -> Callable[..., None]:
         begin = kind.__init__
@@ -111,6 +139,8 @@ class HeldLocks:
             begin(one, *arguments, **named)
             if self._threads.includes_this():
                 setattr(one, MADE, True)
+                if hasattr(one, "_semlock"):
+                    LEFT.watch_made(one)
 
         return answer
 
@@ -235,9 +265,21 @@ class HeldLocks:
     def _wrap_acquire(self, acquire: Callable[..., bool]) -> Callable[..., bool]:
         @functools.wraps(acquire)
         def answer(one: Any, blocking: bool = True, timeout: float | None = None) -> bool:
-            if not self._holds(one):
-                return acquire(one, blocking, timeout)
-            return self._take(one, lambda: one._value, blocking=blocking, timeout=timeout)
+            if self._holds(one):
+                return self._take(one, lambda: one._value, blocking=blocking, timeout=timeout)
+            taken = acquire(one, blocking, timeout)
+            if taken and self._threads.is_own and judge_file(_name_caller()) != OWN:
+                LEFT.watch(one)
+            return taken
+
+        return answer
+
+    def _watch(self, acquire: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @functools.wraps(acquire)
+        def answer(one: Any) -> Any:
+            if self._threads.is_own and not one.locked():
+                LEFT.watch(one)
+            return acquire(one)
 
         return answer
 
@@ -245,9 +287,16 @@ class HeldLocks:
         self, one: Any, count: Callable[[], int], *, blocking: bool, timeout: float | None
     ) -> bool:
         """Acquires a semaphore for the step alone, if it can be; ``count`` has what is free."""
+        left = self._left.get(id(one), 0)
+        if left > 0 and blocking and timeout is None and count() + self._find_count(one) < 1:
+            # It would wait for its own call before: the simulation goes on with what that has left.
+            LEFT.add_waiting(one, self._lines.get(id(one)))
+            self._counts[id(one)] = one, self._find_count(one) + left
+            self._left[id(one)] = self._before[id(one)] = 0
         if not self._wait(lambda: count() + self._find_count(one) > 0, timeout if blocking else 0):
             return self._give_up(one, timeout if blocking else 0)
         self._counts[id(one)] = one, self._find_count(one) - 1
+        self._lines[id(one)] = _find_line()
         return True
 
     def _find_count(self, one: Any) -> int:
@@ -260,6 +309,7 @@ class HeldLocks:
                 release(one, n)
                 return
             count = self._find_count(one) + n
+            self._left[id(one)] = max(0, self._left.get(id(one), 0) - n)
             if one._value + count > getattr(one, "_initial_value", sys.maxsize):
                 raise ValueError("Semaphore released too many times")
             self._counts[id(one)] = one, count
@@ -271,7 +321,7 @@ class HeldLocks:
         lock, real = one._semlock, (one.acquire, one.release)
 
         def count() -> int:
-            if lock.kind == 0 and (lock._is_mine() or self._find_count(one) < 0):
+            if is_recursive(one) and (lock._is_mine() or self._find_count(one) < 0):
                 return sys.maxsize  # one that its owner can acquire again
             with contextlib.suppress(NotImplementedError):  # on macOS
                 return int(lock._get_value())
@@ -287,9 +337,24 @@ class HeldLocks:
                 real[1]()
             else:
                 self._counts[id(one)] = one, self._find_count(one) + 1
+                self._left[id(one)] = max(0, self._left.get(id(one), 0) - 1)
 
         yield "acquire", acquire
         yield "release", release
+
+
+def _name_caller() -> str:
+    """The file of what calls the function that calls this one's caller, or that caller's."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return frame.f_code.co_filename
+
+
+def _find_line() -> Frame | None:
+    """The line of the program that runs."""
+    frames = find_user_frames()
+    return frames[0] if frames else None
 
 
 def _leave(one: Any, *error: object) -> None:
@@ -303,13 +368,20 @@ class StepLock:
     For other threads it is the lock. The step acquires it for real, so that nothing that the lock
     guards changes meanwhile, and gives it back at its end. What the step releases and has not
     acquired stays locked: that counts for the step alone. So what others do to it is left as it is.
+    A call of the step that would wait for what the call before has acquired does not wait.
     """
 
-    __slots__ = ("__weakref__", "_guard", "_own", "_taken", "_threads", "real")
+    __slots__ = (
+        "__weakref__", "_guard", "_left", "_line", "_own", "_taken", "_taker", "_threads",
+        "real",
+    )  # fmt: skip
 
     def __init__(self, real: Any, threads: StepThreads) -> None:
         self.real, self._threads, self._guard = real, threads, MAKE_LOCK()
         self._taken = False
+        # Whether the call before has left it acquired, and where it was acquired last.
+        self._left, self._taker = False, 0
+        self._line: Frame | None = None
         # Whether it is locked for the step, once the step has released what it had not acquired.
         self._own: bool | None = None
 
@@ -320,6 +392,10 @@ class StepLock:
         if not blocking or (timeout < 0 and timeout != FOREVER):
             return self._take(blocking, timeout)
         if self._take(blocking=False):
+            return True
+        if self._left and timeout == FOREVER:
+            LEFT.add_waiting(self.real, self._line)
+            self._left, self._line = False, _find_line()
             return True
         if not WAITS.applies():
             return self._take(blocking, timeout)
@@ -335,7 +411,9 @@ class StepLock:
             SLEEP(PAUSE if own and blocking else 0)
             return not own
         taken = bool(self.real.acquire(blocking, timeout))
-        self._taken = self._taken or taken
+        if taken:
+            self._taken, self._left, self._line = True, False, _find_line()
+            self._taker = threading.get_ident()
         return taken
 
     def release(self) -> None:
@@ -357,9 +435,17 @@ class StepLock:
         counts = self._own is not None and self._threads.includes_this()
         return bool(self._own if counts else self.real.locked())
 
+    def leave(self) -> None:
+        """A call of the step has ended: it may have left the lock acquired.
+
+        A thread of the step that still runs may release it.
+        """
+        ended = self._taker == self._threads.own or self._taker not in list_thread_frames()
+        self._left, self._own = self._taken and ended and self.real.locked(), None
+
     def settle(self) -> None:
         """The step has run: gives back what it has acquired."""
-        taken, self._taken, self._own = self._taken, False, None
+        taken, self._taken, self._left, self._own = self._taken, False, False, None
         if taken and self.real.locked():
             self.real.release()
 
@@ -436,6 +522,8 @@ def restore_lock(one: Any, locked: bool, *, alone: bool, known: bool) -> None:
 def restore_recursive(one: Any, count: int) -> None:
     """Has this thread acquire the lock as often as before."""
     now = _count(one)
+    if now > count:
+        LEFT.add_blocking(one)
     for _ in range(now - count):
         one.release()
     for _ in range(count - now):

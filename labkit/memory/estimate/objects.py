@@ -53,6 +53,7 @@ from labkit.memory.estimate.buffers import (
 from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.held import BUILT, POOLS, RENEWED, is_cursor, list_inner, moves
 from labkit.memory.estimate.iterators import find_copy, list_parts, read_place
+from labkit.memory.estimate.left import LEFT
 from labkit.memory.estimate.locks import (
     LOCK,
     RECURSIVE,
@@ -406,9 +407,15 @@ class KeptObjects:
             self._renewed[find_number(method)] = made
 
     def begin_step(self) -> None:
-        """Gives back the locks that a simulated step has acquired and not released."""
+        """Gives back the locks that a simulated step has acquired and not released.
+
+        Of those whose changes are seen, the next call gets what it would wait for.
+        """
         self.locks.begin_step()
         for one, locked in self.locks_before:
+            if find_number(one) in self._placed:
+                self.step_locks[find_number(one)].leave()
+                continue
             with contextlib.suppress(RuntimeError):  # it is named at the end
                 self._restore_lock(one, locked)
         for one, count in self.recursive_before:
@@ -705,7 +712,12 @@ def _keep_condition(kept: KeptObjects, one: threading.Condition) -> None:
 
 
 def _keep_shared_condition(kept: KeptObjects, one: Any) -> None:
-    kept.follow((one._lock,))
+    # It keeps the methods of its lock, too.
+    kept.keep(restore_dictionary, vars(one), dict(vars(one)))
+    if find_number(one._lock) not in kept.seen:
+        kept.seen.add(find_number(one._lock))
+        _keep_shared_lock(kept, one._lock)
+    one.acquire, one.release = one._lock.acquire, one._lock.release
 
 
 def _keep_decimal(kept: KeptObjects, one: Any) -> None:
@@ -932,6 +944,7 @@ def keep_objects(
     thread works for the step, ``refuse`` keeps what it is stopped at, by a name and a path, and
     ``pipes`` and ``locks`` have those from before.
     """
+    LEFT.clear()
     set_now = contextvars.copy_context().values()
     kept = KeptObjects(*roots, *set_now, is_step=is_step, refuse=refuse, pipes=pipes, locks=locks)
     kept.files.begin()
@@ -939,10 +952,14 @@ def keep_objects(
         with kept.files.open():
             yield kept
     finally:
+        locks.end_steps()
         failed = kept.restore()
         pipes.restore_places()
         kept.files.end()
         files = kept.files
+        for left in LEFT.describe(_name_lock):
+            note(left)
+        LEFT.clear()
         for names, words in (
             (kept.empty_caches(), EMPTIED), (files.written, DROPPED), (files.changed, CHANGED),
             (files.moved, MOVED), (kept.buffers.list_changed(), WRITTEN),
@@ -1202,6 +1219,24 @@ def name_holders(tensors: list[Any]) -> list[str]:
         return []
     kinds = [f"an object of {type(one).__name__}" for one in level] or ["torch's C++ code"]
     return list(dict.fromkeys(found or kinds))[:HOLDERS_NAMED]
+
+
+def _name_lock(one: Any) -> str:
+    """What a module of the program calls it, or which function of one has it; else ""."""
+    modules = [name for name in _list_unknown_modules() if is_own_module(name)]
+    found = [
+        f"{name}.{key}"
+        for name in modules
+        for key, value in list(vars(sys.modules[name]).items())
+        if value is one
+    ]
+    for name in found or name_holders([one]):
+        start = name
+        while start and start not in sys.modules:
+            start = start.rpartition(".")[0]
+        if is_own_module(start):
+            return name
+    return ""
 
 
 def _is_ours(one: Any) -> bool:

@@ -16,7 +16,7 @@ from torch._subclasses import fake_tensor
 from labkit.errors import UsageError
 from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.model import EstimateObstacle
-from labkit.memory.estimate.stalls import LOCK, LOOP
+from labkit.memory.estimate.stalls import LOCK, LOOP, LOOP_LOCK, OWN_LOCK
 from labkit.memory.track.frames import USER, judge_file, list_error_frames
 
 FOLDER = str(Path(torch.__file__).parent) + "/"
@@ -115,10 +115,20 @@ def refuse_lazy(name: str) -> UsageError:
 # What waits in C: the cause, and the fix.
 STALLS = {
     LOCK: (
-        "the lock{} stays locked: the step has acquired it and not released it, or a thread"
-        " from before has it",
+        "the lock{} stays locked: the step has acquired it, in this call or in the one before, and"
+        " not released it, or a thread from before has it",
         "release it before it is acquired again (with lock: ...), use threading.RLock where one"
         " thread acquires it twice, or leave it out of the step",
+    ),
+    OWN_LOCK: (
+        "the lock or semaphore{} stays locked: the step has acquired it, in this call or in the one"
+        " before, and not released it",
+        "release it before it is acquired again (with lock: ...)",
+    ),
+    LOOP_LOCK: (
+        "the lock or semaphore of asyncio's{} stays locked: the step has acquired it, in this call"
+        " or in the one before, and not released it",
+        "release it before it is acquired again (async with lock: ...)",
     ),
     LOOP: (
         "the event loop{} has nothing left to run: no task, timer or thread of the step is to"

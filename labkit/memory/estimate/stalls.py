@@ -15,7 +15,9 @@ import _thread
 import dis
 import re
 import signal
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
@@ -32,6 +34,8 @@ from labkit.memory.track.frames import (
 )
 
 LOCK, LOOP = "a lock", "an event loop"
+# A lock of the step's own, and one of asyncio's.
+OWN_LOCK, LOOP_LOCK = "a lock of the step", "a lock of asyncio"
 # What a signal's default is to ignore: one that arrives late does nothing.
 NUMBER: Any = getattr(signal, "SIGURG", None)
 PERIOD = 0.25
@@ -40,16 +44,21 @@ RAISE = signal.raise_signal
 START, MAKE_LOCK = _thread.start_new_thread, _thread.allocate_lock
 PLAIN = type(MAKE_LOCK())
 TAKING = ("acquire", "__enter__")
+# The name of labkit's functions in the place of methods.
+REPLACED = "answer"
+# The semaphores that the step has acquired.
+ACQUIRED: weakref.WeakSet[Any] = weakref.WeakSet()
 LOADING = ("LOAD_ATTR", "LOAD_METHOD")
 # Where a thread of a pool waits for work, which another thread has to give to it.
 POOL = re.compile(r"[/\\]concurrent[/\\]futures[/\\]thread\.py$")
+LOCKS_FILE = re.compile(r"[/\\]asyncio[/\\]locks\.py$")
 # Threads of the notebook's kernel and of labkit, which run none of the program's code.
 SERVICES = re.compile(r"[/\\](?:site|dist)-packages[/\\](?:ipykernel|IPython)[/\\]")
 FOLDER = f"{Path(__file__).parents[2]}/"
 
 
 class Wait(NamedTuple):
-    """What C waits at: LOCK or LOOP, whether that may be a file or the network, and the line."""
+    """What C waits at, whether that may be a file or the network, and the line."""
 
     kind: str
     reads: bool
@@ -67,8 +76,12 @@ def find_wait(frame: FrameType) -> Wait | None:
         selector = frame.f_locals.get("self")
         if frame.f_code.co_name != "select" or frame.f_locals.get("timeout") not in {None, -1}:
             return None
+        if selector is None:
+            return None
+        held = _find_awaited_lock(caller.f_locals.get("self"))
         # One file is the loop's own, by which it is woken up.
-        return Wait(LOOP, len(selector.get_map() or ()) > 1, place) if selector else None
+        reads = len(selector.get_map() or ()) > 1
+        return Wait(LOOP, reads, place) if held is None else Wait(LOOP_LOCK, reads, held)
     return Wait(LOCK, False, place) if _is_acquiring(frame) else None
 
 
@@ -76,6 +89,41 @@ def find_held_wait() -> Wait:
     """The wait of the running thread for a lock from before."""
     frames = find_user_frames()
     return Wait(LOCK, False, frames[0].where if frames else "")
+
+
+def _find_awaited_lock(loop: Any) -> str | None:
+    """Where a task of the loop awaits a lock that is acquired; None if none does."""
+    for task in sys.modules["asyncio"].all_tasks(loop):
+        one, place = task.get_coro(), ""
+        while (frame := getattr(one, "cr_frame", None)) is not None:
+            file, name = frame.f_code.co_filename, frame.f_code.co_name
+            if is_user_file(file):
+                place = _name_place(frame)
+            elif name == "acquire" and LOCKS_FILE.search(file) and _is_acquired(frame):
+                return place
+            one = one.cr_await
+    return None
+
+
+def find_own_wait(where: str) -> Wait | None:
+    """The wait of the running thread for a lock or a semaphore of the step's; else None."""
+    frames = []
+    frame = sys._getframe(1)
+    while frame.f_back is not None and not is_user_file(frame.f_code.co_filename):
+        frames.append(frame)
+        frame = frame.f_back
+    taking = [one for one in frames if one.f_code.co_name in TAKING]
+    begins = next((one for one in reversed(frames) if one.f_code.co_name != REPLACED), None)
+    return Wait(OWN_LOCK, False, where) if begins in taking and _is_acquired(begins) else None
+
+
+def _is_acquired(frame: Any) -> bool:
+    """Whether the step has acquired what this frame of an ``acquire`` waits for.
+
+    A semaphore may have had nothing to acquire from the start.
+    """
+    one = frame.f_locals.get("self")
+    return not hasattr(one, "_value") or one in ACQUIRED
 
 
 def _name_place(frame: FrameType) -> str:

@@ -19,7 +19,15 @@ from typing import Any
 from labkit.memory.estimate import clock
 from labkit.memory.estimate.cuda import find_number, replace_attributes
 from labkit.memory.estimate.obstacles import StalledStepError, StoppedThread
-from labkit.memory.estimate.stalls import LOCK, PLAIN, Wait, Watcher, are_others, find_wait
+from labkit.memory.estimate.stalls import (
+    LOCK,
+    PLAIN,
+    Wait,
+    Watcher,
+    are_others,
+    find_own_wait,
+    find_wait,
+)
 from labkit.memory.track.frames import find_user_frames, list_thread_frames
 
 # How long nothing of the step goes on before it is refused: where all its threads wait, and where
@@ -177,7 +185,9 @@ class StepWaits:
             player.raise_failure()
         if self._has_stalled(self._held.get(threading.get_ident())):
             frames = find_user_frames()
-            raise self._refuse(frames[0].where if frames else "")
+            where = frames[0].where if frames else ""
+            self._met = self._met or find_own_wait(where)
+            raise self._refuse(where)
 
     def _look_at_own(self, frame: FrameType | None) -> BaseException | None:
         """What ends the wait of the step's own thread in C, which another thread looks at."""
