@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.abc
+import importlib.util
 import os
+import py_compile
 import random
+import runpy
 import sys
+import tempfile
 import threading
 import time
+import types
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,4 +188,333 @@ def test_a_module_that_ends_the_program_as_it_is_imported_is_the_steps_own_affai
     assert estimate_memory(lambda: step).peak_bytes > 0
 
 
-WAIT = []
+SMALL = """
+import torch
+from tests.test_estimate_imports import REGISTRY
+
+REGISTRY.append(__name__)
+TABLE = torch.ones(4)
+"""
+
+
+class OwnFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds and loads a module in a way of the program's own."""
+
+    def find_spec(self, name, path, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == "labkit_late" else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(SMALL, vars(module))
+
+
+def put_in_archive(folder, monkeypatch):
+    with zipfile.ZipFile(folder / "late.zip", "w") as archive:
+        archive.writestr("labkit_late.py", SMALL)
+    monkeypatch.syspath_prepend(folder / "late.zip")
+
+
+def compile_alone(folder, monkeypatch):
+    (folder / "source.py").write_text(SMALL)
+    py_compile.compile(str(folder / "source.py"), cfile=str(folder / "labkit_late.pyc"))
+
+
+def add_finder(folder, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, OwnFinder()])
+
+
+def make_namespace(folder, monkeypatch):
+    (folder / "labkit_late").mkdir()
+    (folder / "labkit_late" / "part.py").write_text(SMALL)
+
+
+def rewrite_assertions(folder, monkeypatch):
+    (folder / "labkit_late_rewritten.py").write_text(SMALL)
+    pytest.register_assert_rewrite("labkit_late_rewritten")
+
+
+def load_lazily(folder, monkeypatch):
+    (folder / "labkit_late.py").write_text(SMALL)
+    make_lazy("labkit_late")
+
+
+def make_lazy(name):
+    spec = importlib.util.find_spec(name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def load_lazily_by_finder(folder, monkeypatch):
+    add_finder(folder, monkeypatch)
+    make_lazy("labkit_late")
+
+
+NAMES = {make_namespace: "labkit_late.part", rewrite_assertions: "labkit_late_rewritten"}
+LOADING = [
+    put_in_archive, compile_alone, add_finder, make_namespace, rewrite_assertions, load_lazily,
+    load_lazily_by_finder,
+]  # fmt: skip
+
+
+@pytest.fixture
+def empty(late, tmp_path):
+    """A folder on the path without modules."""
+    for one in tmp_path.iterdir():
+        one.unlink()
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("labkit_late")]:
+        del sys.modules[name]
+
+
+def use(table):
+    (torch.ones(4, requires_grad=True) * table).sum().backward()
+
+
+@pytest.mark.parametrize("prepare", LOADING)
+def test_a_module_is_imported_for_real_whatever_loads_it(prepare, empty, monkeypatch):
+    prepare(empty, monkeypatch)
+    name = NAMES.get(prepare, "labkit_late")
+
+    def step():
+        use(importlib.import_module(name).TABLE)
+
+    estimate = estimate_memory(lambda: step)
+    assert (estimate.obstacle, estimate.notes, REGISTRY) == (None, (), [name])
+    assert type(sys.modules[name].TABLE) is torch.Tensor
+    step()
+    assert [name] == REGISTRY
+
+
+def test_a_library_in_c_is_imported_for_real(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "yaml"]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def step():
+        import yaml
+
+        use(len(yaml.dump({})))
+
+    assert estimate_memory(lambda: step).notes == ()
+    import yaml
+
+    assert yaml.dump({"a": 1}) == "a: 1\n"
+
+
+def test_a_lazy_module_that_the_step_does_not_use_stays_unloaded(empty, monkeypatch):
+    load_lazily(empty, monkeypatch)
+    kept = {"module": sys.modules["labkit_late"]}
+    assert estimate_memory(lambda: lambda: use(len(kept))).notes == ()
+    assert type(kept["module"]) is importlib.util._LazyModule and not REGISTRY
+
+
+def load_by_hand(path):
+    spec = importlib.util.spec_from_file_location("labkit_late", path)
+    module = sys.modules["labkit_late"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TABLE
+
+
+def execute_by_hand(path):
+    module = sys.modules["labkit_late"] = types.ModuleType("labkit_late")
+    exec(path.read_text(), vars(module))
+    return importlib.import_module("labkit_late").TABLE
+
+
+def run_path(path):
+    return runpy.run_path(str(path))["TABLE"]
+
+
+def run_module(path):
+    return runpy.run_module("labkit_late")["TABLE"]
+
+
+@pytest.mark.parametrize("load", [load_by_hand, execute_by_hand, run_path, run_module])
+def test_what_the_step_loads_by_hand_is_forgotten(load, empty):
+    (empty / "labkit_late.py").write_text(SMALL)
+    step = lambda: use(load(empty / "labkit_late.py"))  # noqa: E731
+    assert estimate_memory(lambda: step).notes == ()
+    assert "labkit_late" not in sys.modules and not REGISTRY
+    step()
+    assert len(REGISTRY) == 1
+
+
+def test_a_module_that_the_step_runs_again_is_as_before(empty):
+    (empty / "labkit_late.py").write_text(SMALL + "CALLS = []\n")
+    module = importlib.import_module("labkit_late")
+    table, calls = module.TABLE, module.CALLS
+    calls.append(1)
+
+    def step():
+        importlib.reload(module)
+        assert not module.CALLS
+        use(module.TABLE)
+
+    assert estimate_memory(lambda: step).notes == ()
+    assert module.TABLE is table and module.CALLS is calls and calls == [1]
+    assert len(REGISTRY) == 1
+
+
+def test_a_module_that_the_step_takes_out_and_imports_again_is_as_before(empty):
+    (empty / "labkit_late.py").write_text(SMALL)
+    module = importlib.import_module("labkit_late")
+
+    def step():
+        del sys.modules["labkit_late"]
+        use(importlib.import_module("labkit_late").TABLE)
+
+    assert estimate_memory(lambda: step).notes == ()
+    assert sys.modules["labkit_late"] is module
+
+
+def test_a_thread_of_the_step_imports_for_real(late):
+    def step():
+        thread = threading.Thread(target=importlib.import_module, args=(late,))
+        thread.start()
+        thread.join()
+        use(sys.modules[late].TABLE)
+
+    assert estimate_memory(lambda: step).notes == ()
+    assert [late] == REGISTRY and type(sys.modules[late].TABLE) is torch.Tensor
+
+
+def catch_all(name):
+    try:
+        return importlib.import_module(name).TABLE
+    except BaseException:
+        SEEN.append(torch.ones(4) * 2)
+        SEEN.append("went on")
+
+
+def return_anyway(name):
+    with contextlib.suppress(BaseException):
+        return importlib.import_module(name).TABLE
+
+
+def import_another(name):
+    try:
+        return importlib.import_module(name).TABLE
+    except BaseException:
+        return importlib.import_module("labkit_later").late.TABLE
+
+
+@pytest.mark.parametrize("take", [catch_all, return_anyway, import_another])
+def test_a_step_cannot_swallow_what_stops_it_at_an_import(take, late):
+    SEEN.clear()
+    estimate = estimate_memory(lambda: lambda: use(take(late)))
+    assert (estimate.obstacle, estimate.notes) == (None, ())
+    assert [late] == REGISTRY and "labkit_later" not in sys.modules
+    assert SEEN == []
+
+
+WRITTEN = "import torch\nTABLE = torch.ones(1000)\n"
+
+
+def write_module(folder):
+    (folder / "labkit_late.py").write_text(WRITTEN)
+    return importlib.import_module("labkit_late").TABLE
+
+
+def write_package(folder):
+    (folder / "labkit_late").mkdir(exist_ok=True)
+    (folder / "labkit_late" / "__init__.py").write_text("from . import part\n")
+    (folder / "labkit_late" / "part.py").write_text(WRITTEN)
+    importlib.invalidate_caches()
+    return importlib.import_module("labkit_late").part.TABLE
+
+
+def write_elsewhere(folder):
+    made = Path(tempfile.mkdtemp())
+    (made / "labkit_late.py").write_text(WRITTEN)
+    sys.path.insert(0, str(made))
+    return importlib.import_module("labkit_late").TABLE
+
+
+def write_archive(folder):
+    with zipfile.ZipFile(folder / "late.zip", "w") as archive:
+        archive.writestr("labkit_late.py", WRITTEN)
+    sys.path.insert(0, str(folder / "late.zip"))
+    return importlib.import_module("labkit_late").TABLE
+
+
+def write_and_run(folder):
+    (folder / "labkit_late.py").write_text(WRITTEN)
+    return run_path(folder / "labkit_late.py")
+
+
+def write_and_load(folder):
+    (folder / "labkit_late.py").write_text(WRITTEN)
+    return load_by_hand(folder / "labkit_late.py")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_module, write_package, write_elsewhere, write_archive, write_and_run, write_and_load],
+)
+def test_a_module_that_the_step_has_written_is_imported_from_what_it_wrote(
+    write, empty, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def step():
+        table = write(empty)
+        table.clone().requires_grad_().sum().backward()
+
+    estimate = estimate_memory(lambda: step)
+    assert (estimate.obstacle, estimate.notes) == (None, ())
+    # The module's table, its copy and the gradient.
+    assert estimate.peak_bytes >= 12_000
+    assert not any(name.startswith("labkit_late") for name in sys.modules)
+    assert not list(empty.iterdir())
+    assert type(write(empty)) is torch.Tensor
+
+
+def test_a_module_that_the_step_has_changed_is_imported_as_changed(empty):
+    (empty / "labkit_late.py").write_text("SIZE = 10\n")
+
+    def step():
+        (empty / "labkit_late.py").write_text("SIZE = 1000\n")
+        use(torch.ones(importlib.import_module("labkit_late").SIZE, 1))
+
+    assert estimate_memory(lambda: step).peak_bytes >= 4_000
+    assert importlib.import_module("labkit_late").SIZE == 10
+
+
+ESTIMATING = """
+import torch
+from labkit import estimate_memory
+from tests.test_estimate_imports import REGISTRY
+
+def double(values):
+    import labkit_later
+    return values * labkit_later.VALUE
+
+REGISTRY.append(__name__)
+PEAK = estimate_memory(double, torch.ones(100)).peak_bytes
+TABLE = torch.ones(4)
+"""
+
+
+def test_a_module_may_estimate_as_it_is_imported_in_a_step(late, tmp_path):
+    (tmp_path / "labkit_late.py").write_text(ESTIMATING)
+    (tmp_path / "labkit_later.py").write_text("VALUE = 3\n")
+
+    def step():
+        use(importlib.import_module(late).TABLE)
+
+    assert estimate_memory(lambda: step).notes == ()
+    assert [late] == REGISTRY and sys.modules[late].PEAK == 800
+
+
+def test_a_step_that_estimates_is_refused_with_its_line():
+    step = lambda: estimate_memory(lambda: list)  # noqa: E731
+    with pytest.raises(UsageError, match="while its own is estimated") as caught:
+        estimate_memory(lambda: step)
+    assert "test_estimate_imports.py:" in caught.value.cause
+
+
+WAIT, SEEN = [], []

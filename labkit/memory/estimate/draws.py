@@ -39,7 +39,7 @@ import torch
 from labkit.memory.estimate.clock import CUT, DATES, Clock, list_dates, list_functions
 from labkit.memory.estimate.cuda import Replacement, find_number, mend_imported
 from labkit.memory.estimate.held import RENEWED, is_stream, keep_place, list_inner, moves
-from labkit.memory.estimate.imports import IMPORTS
+from labkit.memory.estimate.imports import IMPORTS, LAZY
 from labkit.memory.estimate.iterators import end_copies, find_copy
 from labkit.memory.estimate.limits import ALMOST_ONE
 from labkit.memory.estimate.values import Assumptions
@@ -217,7 +217,7 @@ class Draws:
                     put(name, made)
             stack.callback(self._restore)
             stack.enter_context(mend_imported())
-            stack.enter_context(IMPORTS.hold())
+            stack.enter_context(IMPORTS.keep_modules())
             yield
 
     def _restore(self) -> None:
@@ -556,8 +556,8 @@ METHODS = MethodType, BuiltinMethodType
 # Methods of what C has made: an iterator's ``__next__``, a generator's ``send``.
 CALLED = BuiltinMethodType, MethodWrapperType
 # What is neither a generator, nor a method of one, nor an iterator: most of what code names.
-USUAL = frozenset((FunctionType, ModuleType, type, str, int, float, bool, type(None), list, tuple,
-                   dict, set, frozenset, bytes))  # fmt: skip
+USUAL = frozenset((FunctionType, ModuleType, LAZY, type, str, int, float, bool, type(None), list,
+                   tuple, dict, set, frozenset, bytes))  # fmt: skip
 # Where NumPy's functions take a size.
 SIZE_PLACES = {
     **dict.fromkeys((

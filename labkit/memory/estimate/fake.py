@@ -45,6 +45,7 @@ from labkit.memory.estimate.cuda import (
     simulate_calls,
 )
 from labkit.memory.estimate.draws import Draws
+from labkit.memory.estimate.imports import IMPORTS
 from labkit.memory.estimate.iterators import CopyError, LiveLoaders, copy_iterators, name_uncopied
 from labkit.memory.estimate.loading import Order, load_here, make_iterator
 from labkit.memory.estimate.measured import MOST_BYTES
@@ -226,6 +227,7 @@ class Simulation:
             for name, made in names.items()
         }
         with contextlib.ExitStack() as stack:
+            stack.enter_context(IMPORTS.hold(self._played.is_here, self.checkpoints.has_written))
             stack.enter_context(keep_state(self.note))
             stack.enter_context(borrow_attributes())
             stack.enter_context(warnings.catch_warnings())

@@ -2,31 +2,41 @@
 
 A process imports a module once. If a simulation imported it, what the import has done elsewhere,
 such as a name in a registry, would be put back, and what the module has would be the simulation's.
+Whatever finds and loads it, importlib does so in one function, which stops the step. What the step
+loads by hand, and what it has written itself, is loaded in the simulation and forgotten after it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import random
 import sys
 import threading
-from collections.abc import Iterator
-from importlib.machinery import SourceFileLoader
+from collections.abc import Callable, Iterator
+from operator import is_
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
 # _disable_current_modes() imports it: as a step imports, it must be there already.
 from torch._subclasses import schema_check_mode  # noqa: F401
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.state import let_variables
 
-EXECUTE = SourceFileLoader.exec_module
+BOOTSTRAP: Any = sys.modules["importlib._bootstrap"]
+# Where importlib loads a module that it has found, and runs one again; and where the loaders of
+# source, bytecode and archives run a module's code.
+LOAD, EXECUTE_AGAIN = BOOTSTRAP._load_unlocked, BOOTSTRAP._exec
+LOADERS: Any = sys.modules["importlib._bootstrap_external"]._LoaderBasics  # type: ignore[attr-defined]
+EXECUTE = LOADERS.exec_module
+# The type of a module that is loaded when it is first used: to ask it for anything loads it.
+LAZY: Any = importlib.util._LazyModule  # type: ignore[attr-defined]
 # Modules of which a simulation leaves nothing behind, and that it may import itself.
 OWN = frozenset((*sys.stdlib_module_names, "labkit", "torch"))
 
@@ -81,6 +91,17 @@ def _change_variables(first: dict[str, str], other: dict[str, str]) -> None:
     os.environ.update({name: one for name, one in other.items() if first.get(name) != one})
 
 
+class _Stop(TorchDispatchMode):  # type: ignore[misc]
+    """Stops a step that has caught what its import has raised at its next operator."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def __torch_dispatch__(self, *call: Any) -> NoReturn:
+        raise NeedsImportError(self._name)
+
+
 class StepImports:
     """The modules that the step of an estimate imports; there is one estimate at a time."""
 
@@ -89,28 +110,124 @@ class StepImports:
         self._needed: str | None = None
         self._state = ImportState.read()
         self._thread: int | None = None
+        # Whether another thread works for the step, and whether the step has written a file.
+        self._is_played: Callable[[], bool] = lambda: False
+        self._is_written: Callable[[Any], bool] = lambda path: False
+        # The modules that stay, and what those had that the step has run again.
+        self._loaded: set[str] = set()
+        self._ran_again: list[tuple[ModuleType, dict[str, Any]]] = []
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Stops the step where it imports a module for the first time, until exit."""
+    def hold(
+        self, is_played: Callable[[], bool], is_written: Callable[[Any], bool]
+    ) -> Iterator[None]:
+        """Stops the step where it imports a module for the first time, until exit.
 
-        def execute(loader: SourceFileLoader, module: ModuleType) -> None:
-            self._meet(module)
-            # What a module makes itself, as its tables of coefficients, is real.
-            with _disable_current_modes():
-                EXECUTE(loader, module)
-
-        with replace_attributes(SourceFileLoader, exec_module=execute):
+        ``is_played`` says whether the running thread, another one, works for the step, and
+        ``is_written`` whether the step has written a file.
+        """
+        self._is_played, self._is_written = is_played, is_written
+        with (
+            replace_attributes(BOOTSTRAP, _load_unlocked=self._load, _exec=self._run_again),
+            replace_attributes(LOADERS, exec_module=self._wrap_execute()),
+            replace_attributes(LAZY, __getattribute__=self._wrap_lazy()),
+        ):
             yield
 
-    def _meet(self, module: ModuleType) -> None:
-        name = module.__name__
-        known = name.partition(".")[0] in OWN or name in self._tried
-        # Else the program runs a file itself, by a name that may be another module's.
-        is_import = getattr(module.__spec__, "_initializing", False)
-        if is_import and not known and threading.get_ident() == self._thread:
+    @contextlib.contextmanager
+    def keep_modules(self) -> Iterator[None]:
+        """Forgets, on exit, the modules that the step has loaded by hand, or has written."""
+        self._loaded.clear()
+        self._ran_again.clear()
+        before = dict(sys.modules)
+        try:
+            yield
+        finally:
+            self._forget_modules(before)
+
+    def _load(self, spec: Any) -> Any:
+        if self._wrote(spec):
+            return LOAD(spec)
+        own = spec.name.partition(".")[0] in OWN
+        if not own and self._is_of_step():
+            self._meet(spec.name)
+        before = {*sys.modules}
+        # What a module makes itself, as its tables of coefficients, is real.
+        with _disable_current_modes():
+            found = LOAD(spec)
+        if own or not self._is_of_step():
+            self._loaded |= sys.modules.keys() - before
+        return found
+
+    def _run_again(self, spec: Any, module: ModuleType) -> Any:
+        if self._is_of_step():
+            self._ran_again.append((module, dict(vars(module))))
+        return EXECUTE_AGAIN(spec, module)
+
+    def _wrap_execute(self) -> Callable[[Any, ModuleType], None]:
+        def execute(loader: Any, module: ModuleType) -> None:
+            if self._wrote(getattr(module, "__spec__", None)):
+                cached, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+                try:
+                    EXECUTE(loader, module)
+                finally:
+                    sys.dont_write_bytecode = cached
+            else:
+                with _disable_current_modes():
+                    EXECUTE(loader, module)
+
+        return execute
+
+    def _wrap_lazy(self) -> Callable[[ModuleType, str], Any]:
+        read = LAZY.__getattribute__
+
+        def answer(module: ModuleType, name: str) -> Any:
+            spec = ModuleType.__getattribute__(module, "__spec__")
+            if self._is_of_step() and sys.modules.get(spec.name) is module:
+                self._meet(spec.name)
+            return read(module, name)
+
+        return answer
+
+    def _is_of_step(self) -> bool:
+        if self._thread is None:
+            return False
+        return threading.get_ident() == self._thread or self._is_played()
+
+    def _wrote(self, spec: Any) -> bool:
+        """Whether the step has written what a module is loaded from."""
+        if spec is None or not self._is_of_step():
+            return False
+        folders = spec.submodule_search_locations if spec.origin is None else None
+        archive = getattr(spec.loader, "archive", spec.origin)
+        return any(map(self._is_written, folders or [archive]))
+
+    def _meet(self, name: str) -> None:
+        if self._needed is None and name not in self._tried:
             self._needed, self._state = name, ImportState.read()
-            raise NeedsImportError(name)
+        if self._needed is not None:
+            # The step may catch it.
+            if torch._C._len_torch_dispatch_stack():
+                _Stop(self._needed).__enter__()
+            raise NeedsImportError(self._needed)
+
+    def _forget_modules(self, before: dict[str, ModuleType]) -> None:
+        for module, names in reversed(self._ran_again):
+            vars(module).clear()
+            vars(module).update(names)
+        self._ran_again.clear()
+        now = dict(sys.modules)
+        same = len(now) == len(before) and all(map(is_, now.values(), before.values()))
+        for name in () if same else now.keys() - before.keys() - self._loaded:
+            if name.partition(".")[0] not in OWN:
+                module = sys.modules.pop(name)
+                owner, _, own = name.rpartition(".")
+                if vars(sys.modules.get(owner, sys)).get(own) is module:
+                    delattr(sys.modules[owner], own)
+        for name, module in () if same else before.items():
+            if now.get(name) is not module and name.partition(".")[0] not in OWN:
+                sys.modules[name] = module
+        self._loaded.clear()
 
     @contextlib.contextmanager
     def ask(self) -> Iterator[list[str]]:
@@ -133,8 +250,20 @@ class StepImports:
         """
         self._tried.add(name)
         caught = contextlib.suppress(Exception, SystemExit)
-        with let_variables(), _keep_generators(), caught, self._state.use():
-            importlib.import_module(name)
+        with self._set_aside(), let_variables(), _keep_generators(), caught, self._state.use():
+            found = importlib.import_module(name)
+            if type(found) is LAZY:
+                found.__doc__  # noqa: B018  # loads it
+
+    @contextlib.contextmanager
+    def _set_aside(self) -> Iterator[None]:
+        """Keeps what is known of this step's imports from an estimate of the module's own."""
+        kept = dict(vars(self))
+        self._tried = set()
+        try:
+            yield
+        finally:
+            vars(self).update(kept)
 
     def forget(self) -> None:
         """Tries each module again in the next estimate."""

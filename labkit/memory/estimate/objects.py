@@ -52,6 +52,7 @@ from labkit.memory.estimate.buffers import (
 )
 from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.held import BUILT, POOLS, RENEWED, is_cursor, list_inner, moves
+from labkit.memory.estimate.imports import LAZY
 from labkit.memory.estimate.iterators import find_copy, list_parts, read_place
 from labkit.memory.estimate.left import LEFT
 from labkit.memory.estimate.locks import (
@@ -204,6 +205,8 @@ class KeptObjects:
         self._left: deque[Any] = deque((*roots, sys.stdin, *handlers))
         for name in _list_unknown_modules():
             module = sys.modules.get(name)
+            if type(module) is LAZY:  # to ask it for anything would load it
+                continue
             if not is_own_module(name):
                 _foreign.add(name)
                 _named[0] = []
@@ -501,6 +504,8 @@ def _judge_module(name: str, file: str | None) -> bool:
 def is_own_module(name: str | None) -> bool:
     """True for the name of a module of the user's program, not of a package."""
     module = sys.modules.get(name or "")
+    if type(module) is LAZY:
+        return False
     return module is not None and _judge_module(name or "", getattr(module, "__file__", None))
 
 
@@ -790,7 +795,8 @@ def _keep_property(kept: KeptObjects, one: property) -> None:
 
 def _keep_library(kept: KeptObjects, one: ModuleType) -> None:
     """Keeps the names of a package's module, whose functions and settings code replaces."""
-    kept.keep(restore_library, one, (vars(one).copy(),))  # dict() takes 20 times as long
+    if type(one) is not LAZY:
+        kept.keep(restore_library, one, (vars(one).copy(),))  # dict() takes 20 times as long
 
 
 def _keep_error(kept: KeptObjects, one: BaseException) -> None:
@@ -1003,11 +1009,13 @@ def restore_dictionary(one: Any, content: dict[Any, Any]) -> None:
 
 
 def restore_names(names: dict[str, Any], content: dict[str, Any]) -> None:
-    """Gives a module its names back; a module that the step has imported stays."""
+    """Gives a module its names back; a module that was imported for the step stays."""
     if _are_same(names, content) and _are_same(names.values(), content.values()):
         return
     for name in names.keys() - content.keys():
-        if not isinstance(names[name], ModuleType) and name not in SKIPPED:
+        one = names[name]
+        stays = isinstance(one, ModuleType) and sys.modules.get(one.__name__) is one
+        if not stays and name not in SKIPPED:
             del names[name]
     for name, value in content.items():
         if names.get(name, UNSET) is not value and name not in SKIPPED:

@@ -25,8 +25,9 @@ import sys
 import tarfile
 import tempfile
 import threading
+import zipimport
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.guard import FRAMEWORK, ChangeGuard, StepThreads, find_caller, is_cache
@@ -41,6 +42,7 @@ from labkit.memory.track.frames import USER
 
 OPEN, SCAN, LSTAT, STAT, READ_LINK = open, os.scandir, os.lstat, os.stat, os.readlink
 ENTER, FIND_CURRENT, MAKE, DRAW = os.chdir, os.getcwd, os.mkdir, os.urandom
+OPEN_CODE, IMPORTING = io.open_code, cast("Any", sys.modules["importlib._bootstrap_external"])
 COPIED_BYTES = 2**26
 # Directories without files; what is in /dev/shm is in memory, and a file all the same.
 ODD = re.compile(r"/(?:dev(?!/shm(?:/|$))|proc|sys)(?:/|$)")
@@ -103,6 +105,8 @@ class FileOverlay:
                 defaults = tuple(known.get(id(one), one) for one in method.__defaults__)
                 stack.callback(setattr, method, "__defaults__", method.__defaults__)
                 method.__defaults__ = defaults
+            for owner, names in self._find_modules().items():
+                stack.enter_context(replace_attributes(owner, **names))
             openers = _find_openers()
             stack.callback(openers.update, dict(openers))
             openers.update({key: known.get(id(one), one) for key, one in openers.items()})
@@ -152,6 +156,28 @@ class FileOverlay:
         """True for an open file of the layer."""
         name = getattr(file, "name", None)
         return isinstance(name, str) and name.startswith(self._folder)
+
+    def has_written(self, path: Any) -> bool:
+        """Whether the step has written the file, or made the folder, with this path."""
+        place = self.find(path)
+        if place is path or self._is_link(place):
+            return False
+        return os.path.isfile(place) or (_is_directory(place) and not _is_directory(path))
+
+    def _open_code(self, path: Any) -> Any:
+        """``io.open_code``, by which modules are read."""
+        return OPEN_CODE(self.find(path))
+
+    def _find_modules(self) -> dict[Any, dict[str, Any]]:
+        """What importlib uses to find and read files: it takes functions of C itself."""
+        system = self.functions[os]
+        names = {name: system[name] for name in ("stat", "listdir", "getcwd")}
+        files = {"open_code": self._open_code, "FileIO": self._open_code}
+        return {
+            IMPORTING: {"_os": _Changed(IMPORTING._os, names), "_io": _Changed(io, files)},
+            zipimport: {"_io": _Changed(io, files)},
+            io: {"open_code": self._open_code},
+        }  # fmt: skip
 
     def _find_current(self) -> str:
         """The working directory, by the name that the step knows."""
@@ -452,6 +478,17 @@ class FileOverlay:
                 if isinstance(one, logging.Logger):
                     one.removeHandler(handler)
             handler.close()
+
+
+class _Changed:
+    """A module with other functions in the place of some."""
+
+    def __init__(self, module: Any, names: dict[str, Any]) -> None:
+        self._module = module
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class _Entry:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.estimate.model import Estimate, EstimateObstacle, Target, find_target
-from labkit.memory.track.frames import list_error_frames
+from labkit.memory.track.frames import find_user_frames, list_error_frames
 from labkit.text import first_line, format_bytes, shorten
 
 if TYPE_CHECKING:
@@ -90,33 +90,53 @@ def estimate_memory(
         return _estimate(step, arguments, batch, device, inference=inference, say=say)
 
 
-# Which thread estimates; only one can, as torch is changed for the whole process.
+# Which thread estimates; only one can, as torch is changed for the whole process. And the one that
+# imports a module for its step, which may estimate meanwhile.
 _TURN = threading.Lock()
 _turns: list[int] = []
+_lent: list[int] = []
 LONGEST_TURN_SECONDS = 600
 
 
 @contextlib.contextmanager
 def _take_turn() -> Iterator[None]:
     """Waits for another thread's estimate; raises LabkitError in the step of one."""
-    if threading.get_ident() in _turns:
+    number = threading.get_ident()
+    if number in _turns:
+        frames = find_user_frames()
         raise UsageError(
             "a step cannot estimate memory while its own is estimated",
-            cause="a simulated step has called estimate_memory()",
+            cause="a simulated step has called estimate_memory()"
+            + (f" at {frames[0].where}" if frames else ""),
             fix="call it outside of the step",
         )
-    if not _TURN.acquire(timeout=LONGEST_TURN_SECONDS):
+    is_lent = number in _lent
+    if not is_lent and not _TURN.acquire(timeout=LONGEST_TURN_SECONDS):
         raise LabkitError(
             f"another thread has estimated for {LONGEST_TURN_SECONDS // 60} minutes",
             cause="two threads cannot estimate at once, and its step may wait for this one",
             fix="call estimate_memory() in one thread",
         )
-    _turns.append(threading.get_ident())
+    _turns.append(number)
     try:
         yield
     finally:
         _turns.clear()
-        _TURN.release()
+        if not is_lent:
+            _TURN.release()
+
+
+@contextlib.contextmanager
+def _lend_turn() -> Iterator[None]:
+    """Lets a module that is imported for the step estimate, between two simulations."""
+    turns, number = _turns[:], threading.get_ident()
+    _turns.clear()
+    _lent.append(number)
+    try:
+        yield
+    finally:
+        _lent.remove(number)
+        _turns[:] = turns
 
 
 def _estimate(
@@ -401,7 +421,8 @@ def _follow(
         except UsageError as error:
             made = error
         if needed:
-            IMPORTS.import_now(needed[0])
+            with _lend_turn():
+                IMPORTS.import_now(needed[0])
             continue
         if not isinstance(made, UsageError):
             return made, assumptions

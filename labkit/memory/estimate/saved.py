@@ -137,6 +137,10 @@ class Checkpoints:
         """Keeps that the step is stopped at a change of a file that was open before."""
         self._overlay.guard.note_stop(name, path)
 
+    def has_written(self, path: Any) -> bool:
+        """Whether the step has written, or made, what has this path."""
+        return self._overlay.has_written(path)
+
     def open(self, note: Callable[[str], object]) -> contextlib.ExitStack:
         """Replaces torch's and safetensors' functions, and those that take files, until exit.
 
