@@ -1461,6 +1461,39 @@ def test_what_places_select_and_count_is_followed():
     assert estimate_memory(step, torch.rand(100)).obstacle is None
 
 
+@pytest.mark.parametrize(("least", "lowest"), [(0, 1), (50, 50), (100, 100), (150, 150)])
+def test_values_between_limits_are_counted_from_the_lowest_to_the_highest(least, lowest):
+    def step(scores):
+        places = scores.argmax(1)
+        return torch.bincount(places, minlength=least), torch.bincount(places, minlength=least)
+
+    scores = torch.randn(2, 100)
+    estimate = estimate_memory(step, scores)
+    assert estimate.obstacle is None
+    highest = max(100, least)
+    found = estimate.lowest_bytes or estimate.peak_bytes, estimate.peak_bytes
+    # The places are 16 bytes, and there are two results of whole numbers.
+    assert found == (816 + 16 * lowest, 816 + 16 * highest)
+
+
+def test_unknown_values_have_at_least_their_least_count():
+    def step(values, least):
+        return torch.bincount(values.long(), minlength=least)
+
+    estimate = estimate_memory(step, torch.rand(4), 1000)
+    assert "bincount" in str(estimate.obstacle) and "at least" in str(estimate.obstacle)
+    assert estimate.peak_bytes == 16 + 32 + 8000
+    assert "with minlength=" in str(estimate_memory(step, torch.rand(4), 0).obstacle)
+
+
+def test_a_matrix_of_predicted_and_true_classes_has_a_known_size():
+    def step(scores, labels):
+        return torch.bincount(labels * 3 + scores.argmax(1), minlength=9).view(3, 3)
+
+    estimate = estimate_memory(step, torch.randn(8, 3), torch.arange(8) % 3)
+    assert (estimate.obstacle, estimate.lowest_bytes, estimate.notes) == (None, None, ())
+
+
 def test_a_place_that_is_drawn_or_chosen_makes_no_range():
     texts = np.arange(1000)
 

@@ -54,10 +54,13 @@ MONOTONE: dict[str, Callable[[Any, Any], Any]] = {
 ROUNDING: dict[str, Callable[[Any], Any]] = {"floor": math.floor, "ceil": math.ceil, "round": round}
 
 
-def find_limits(
-    operator: Any, arguments: Any, named: Any, result: Any, find: Find
+def find_limits(  # noqa: PLR0917
+    operator: Any, arguments: Any, named: Any, result: Any, find: Find, find_ends: Find
 ) -> list[tuple[Any, Limits]]:
-    """Of which results of the operator the limits are known; ``find`` returns an argument's."""
+    """Of which results of the operator the limits are known; ``find`` returns an argument's.
+
+    ``find_ends`` returns those of an argument that may have known values, too.
+    """
     name = find_name(operator)
     if name in PLACES and isinstance(result, list | tuple):
         place = PLACES[name]
@@ -67,9 +70,13 @@ def find_limits(
     make = MAKERS.get(name)
     limits = None if make is None else make(arguments, named, result)
     if limits is None and arguments and isinstance(arguments[0], torch.Tensor):
-        other = arguments[1] if len(arguments) > 1 else None
-        other = find(other) if isinstance(other, torch.Tensor) else other
-        limits = _convert(name, find(arguments[0]), arguments[0], other, named, result)
+        one, other = find(arguments[0]), arguments[1] if len(arguments) > 1 else None
+        if isinstance(other, torch.Tensor):
+            found = find(other)
+            if name in MONOTONE and (one is None) is not (found is None):
+                one, found = one or find_ends(arguments[0]), found or find_ends(other)
+            other = found
+        limits = _convert(name, one, arguments[0], other, named, result)
     made = result if isinstance(result, list | tuple) else [result]
     return [(one, limits) for one in made] if limits is not None else []
 

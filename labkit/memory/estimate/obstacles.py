@@ -19,6 +19,7 @@ from labkit.memory.estimate.model import EstimateObstacle
 from labkit.memory.estimate.stalls import LOCK, LOOP, LOOP_LOCK, OWN_LOCK
 from labkit.memory.track.frames import USER, judge_file, list_error_frames
 
+MINIMUM = ": with minlength= it is estimated"
 FOLDER = str(Path(torch.__file__).parent) + "/"
 # The exceptions for an operator that torch cannot fake, and the reasons.
 UNKNOWN = {
@@ -67,7 +68,8 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
     text = str(error)
     for kind, reason in UNKNOWN.items():
         if isinstance(error, kind):
-            return str(getattr(error, "func", "")), reason
+            name = str(getattr(error, "func", ""))
+            return name, reason + (MINIMUM if "bincount" in name else "")
     unavailable = re.search(
         r"Could not run '(.+?)' with arguments from the '\w*Meta' backend", text
     )

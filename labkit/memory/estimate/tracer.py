@@ -108,6 +108,7 @@ from labkit.memory.track.storages import (
 # drawn weight is to be drawn again, whether the parameters of a distribution are valid.
 OWN_ANSWERS = {"optim/": 1, "amp/": 0, "nn/utils/": 0, "nn/init.py": 0, "distributions/": 1}
 OVERFLOW = "assumes that no gradient overflows: the scaler never skips a step"
+COUNTED = "has at least as many results as its minlength, and more if a value is higher"
 CONVERGENCE = "assumes that L-BFGS does not converge: it evaluates as often as it may"
 SHARDED = "FSDP2 and DTensor: simulated in one process, whose step may need less"
 PRODUCT = "prod: its backward pass is simulated as if a value were zero, which needs more"
@@ -275,8 +276,8 @@ class FakeTracer(StorageTracer):
             result = self._substitute(operator, arguments, named)
             if result is None:
                 raise
-            find = self.values.find_limits
-            for fake, one in find_limits(operator, arguments, named, result, find):
+            find = self.values.find_limits, self.values.find_ends
+            for fake, one in find_limits(operator, arguments, named, result, *find):
                 if self.values.find(fake) is None:
                     self.values.limit(fake, one)
             return result
@@ -441,7 +442,8 @@ class FakeTracer(StorageTracer):
         if not known and (tensors or not is_constant(operator)):
             return
         made, values = list_tensors(result), self.values
-        found = find_limits(operator, arguments, named, result, values.find_limits)
+        find = values.find_limits, values.find_ends
+        found = find_limits(operator, arguments, named, result, *find)
         if number in JOINING:
             joined = join_limits(map(values.find_ends, tensors))
             found = [] if joined is None else [(result, joined)]
@@ -491,7 +493,7 @@ class FakeTracer(StorageTracer):
             if made is not None and find(arguments[1]) is None:
                 self._assumptions.decide()
         if made is None:
-            made = count_values(operator, arguments, named, self.values.find_ends)
+            made = count_values(operator, arguments, named, self._count_up_to)
         if made is None:
             count = self._assumptions.count_chosen
             made = assume_shape(operator, arguments, named, count=count, find=find)
@@ -506,6 +508,17 @@ class FakeTracer(StorageTracer):
                 with _disable_current_modes():
                     self.values.keep(made, self._assumptions.fill(tensors[0].shape).nonzero())
         return made
+
+    def _count_up_to(self, values: Any, least: int) -> int | None:
+        """How many different numbers there are from 0 to the highest value, or None."""
+        limits = self.values.find_ends(values)
+        if limits is not None:
+            within = limits.high < least or not values.numel()
+            return least if within else max(least, int(limits.choose(self._assumptions)) + 1)
+        if not least:
+            return None
+        self.note_obstacle(EstimateObstacle("bincount", COUNTED))
+        return least
 
     def _add_like(self, value: Any, tensor: Any) -> Any:
         fake = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)

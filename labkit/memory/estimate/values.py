@@ -770,19 +770,21 @@ def selects_by_known(operator: Any, arguments: Any, find: Callable[[Any], Any]) 
 
 
 def count_values(
-    operator: Any, arguments: Any, named: Any, find: Callable[[Any], Limits | None]
+    operator: Any, arguments: Any, named: Any, count: Callable[[Any, int], int | None]
 ) -> Any:
-    """The result of ``bincount`` where ``find`` says that no value is beyond its least length."""
+    """The result of ``bincount``, whose length ``count`` returns for its values and least length.
+
+    None for another operator, and where the length is not known.
+    """
     if operator._schema.name != "aten::bincount":
         return None
     values, weights = arguments[0], arguments[1] if len(arguments) > 1 else named.get("weights")
-    least = arguments[2] if len(arguments) > 2 else named.get("minlength", 0)
-    limits = find(values)
-    if limits is None or limits.high >= least:
+    size = count(values, arguments[2] if len(arguments) > 2 else named.get("minlength", 0))
+    if size is None:
         return None
     single = weights is not None and weights.dtype is torch.float32
     other = torch.float32 if single else torch.float64
-    return values.new_empty(least, dtype=torch.int64 if weights is None else other)
+    return values.new_empty(size, dtype=torch.int64 if weights is None else other)
 
 
 def _count_true(mask: Any, shape: torch.Size) -> int:
