@@ -636,6 +636,63 @@ def test_a_mask_that_selects_neither_all_nor_nothing_selects_one_in_each_row():
     assert "test_estimate_steps.py" in estimate.notes[0]
 
 
+def view_best(scores, values, marks):
+    return scores[torch.zeros_like(scores).scatter_(1, scores.topk(3, 1)[1], 1.0) > 0].view(64, 3)
+
+
+def reshape_marked(scores, values, marks):
+    return values[:, None].expand(64, 8, 64)[marks > 0].reshape(64, 3, 64) * scores.sum()
+
+
+def unflatten_marked(scores, values, marks):
+    return scores[marks > 0].unflatten(0, (64, 3))
+
+
+def weigh_marked(scores, values, marks):
+    return scores[marks > 0] * torch.ones(192)
+
+
+def judge_marked(scores, values, marks):
+    each = scores[:, None].expand(64, 8, 8)[marks > 0]
+    return functional.cross_entropy(each, torch.zeros(192, dtype=torch.long))
+
+
+def view_first_and_marked(scores, values, marks):
+    first = scores[marks.cumsum(1) * marks == 1]
+    return first.view(64, 1) * scores[marks > 0].view(64, 3)
+
+
+SEVERAL = [
+    view_best, reshape_marked, unflatten_marked, weigh_marked, judge_marked, view_first_and_marked,
+]  # fmt: skip
+
+
+def marked_step(select):
+    """A step that selects three elements of each row, by a mask of unknown values."""
+    model, values = nn.Linear(64, 8), torch.randn(64, 64)
+    marks = torch.zeros(64, 8).scatter_(1, torch.rand(64, 8).topk(3, 1)[1], 1.0)
+    return lambda: select(model(values), values, marks).sum().backward()
+
+
+@pytest.mark.parametrize("select", SEVERAL)
+def test_a_mask_selects_as_many_in_each_row_as_the_shape_says_that_they_get(select):
+    estimate = estimate_memory(lambda: marked_step(select))
+    measured_bytes = measure_twice(lambda: marked_step(select))
+    assert estimate.peak_bytes == pytest.approx(measured_bytes, rel=0.001)
+    assert "3 elements in each row, as the shape says" in estimate.notes[0]
+    assert "test_estimate_steps.py" in estimate.notes[0]
+    single = [one for one in estimate.notes if "one element in each row" in one]
+    assert len(single) == (select is view_first_and_marked)
+
+
+def test_shapes_that_contradict_each_other_are_refused():
+    def select(scores, values, marks):
+        return scores[marks > 0].view(64, 3).sum() + scores[marks > 0].view(64, 20).sum()
+
+    with pytest.raises(UsageError, match="is invalid for input of size"):
+        estimate_memory(lambda: marked_step(select))
+
+
 def test_an_error_beside_an_assumed_size_says_what_was_assumed():
     with pytest.raises(UsageError, match="how many elements are selected was assumed at"):
         estimate_memory(lambda: margin_step(3))

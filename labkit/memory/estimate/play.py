@@ -14,6 +14,7 @@ import functools
 import gc
 import inspect
 import io
+import math
 import re
 import threading
 import time
@@ -37,6 +38,9 @@ MOST_TRIES = 24
 ORDER = "what the process has run before decides the order of a double backward pass"
 MOST_CHECKS = 6
 BY_ROWS = "a mask is assumed to select one element in each row (all, and none, end in an error): {}"
+BY_SHAPE = (
+    "a mask is assumed to select {} elements in each row, as the shape says that they get: {}"
+)
 COPIED = "{} may copy arguments that are not contiguous"
 DRAWN, AHEAD = "random numbers or the time", "the batches that workers load ahead"
 FORWARD_ALONE = "the forward pass alone: a training step is a function that calls backward() too"
@@ -361,20 +365,64 @@ def estimate_work(work: Work, target: Target) -> Estimate:
 def _estimate_by_rows(
     work: Work, target: Target, chosen: list[str], failure: UsageError, began_ns: int
 ) -> Estimate:
-    """The estimate where a mask selects one element in each row: all and none end in an error.
+    """The estimate where a mask selects as many elements in each row: all and none end in an error.
 
-    So it is where the rows are samples, and the mask is that of their classes.
+    So it is where the rows are samples, and the mask is that of their classes: one in each row, or
+    as many as the shape says that the selected ones get, which another number does not fit.
     """
     from labkit.memory.estimate.values import Assumptions
 
-    assumptions = Assumptions(answer=True, began_ns=began_ns, by_rows=True)
-    lines = shorten(", ".join(dict.fromkeys(chosen)), 200)
-    try:
-        made = _estimate_one(work, target, assumptions)
-    except UsageError:
-        cause = f"{failure.cause}; how many elements are selected was assumed at {lines}"
-        raise UsageError(failure.what, cause=cause, fix=failure.fix) from failure.__cause__
-    return dataclasses.replace(made, notes=(BY_ROWS.format(lines), *made.notes))
+    rows: dict[str, int] = {}
+    refuted: set[str] = set()
+    where = ""
+    for _ in range(MOST_CHECKS):
+        assumptions = Assumptions(answer=True, began_ns=began_ns, by_rows=rows)
+        try:
+            made = _estimate_one(work, target, assumptions)
+        except UsageError as error:
+            if where == error.cause and rows:  # the latest one does not help
+                refuted.add(rows.popitem()[0])
+            where, ratio = error.cause or "", read_ratio(str(error.__cause__))
+            lines = reversed(dict.fromkeys(assumptions.chosen))
+            line = next((one for one in lines if one not in refuted | rows.keys()), None)
+            if line is None or ratio is None:
+                break
+            rows[line] = ratio
+        else:
+            notes = [BY_SHAPE.format(number, line) for line, number in rows.items()]
+            single = [line for line in dict.fromkeys(chosen) if line not in rows]
+            notes += [BY_ROWS.format(shorten(", ".join(single), 200))] if single else []
+            return dataclasses.replace(made, notes=(*notes, *made.notes))
+    lines_shown = shorten(", ".join(dict.fromkeys(chosen)), 200)
+    cause = f"{failure.cause}; how many elements are selected was assumed at {lines_shown}"
+    raise UsageError(failure.what, cause=cause, fix=failure.fix) from failure.__cause__
+
+
+# What torch says of sizes that do not fit: those that are wanted, and what there is.
+MISFITS = (
+    r"shape '\[(?P<wanted>[\d, ]+)\]' is invalid for input of size (?P<given>\d+)",
+    r"sizes \[(?P<wanted>[\d, ]+)\] don't multiply up to the size of dim \d+ \((?P<given>\d+)\)",
+    r"size of tensor a \((?P<wanted>\d+)\) must match the size of tensor b \((?P<given>\d+)\)",
+    r"length (?P<given>\d+) at -(?P<place>\d+)! .*broadcastable to \[(?P<wanted>[\d, ]+)\]",
+    r"input batch_size \((?P<wanted>\d+)\) to match target batch_size \((?P<given>\d+)\)",
+)
+
+
+def read_ratio(text: str) -> int | None:
+    """How many times as many elements as there are a shape has, from an error of torch's.
+
+    >>> read_ratio("shape '[8, 3]' is invalid for input of size 8")
+    3
+    """
+    for pattern in MISFITS:
+        found = re.search(pattern, text)
+        if found:
+            sizes = [int(one) for one in found["wanted"].split(",")]
+            place = found.groupdict().get("place")
+            wanted = math.prod(sizes) if place is None else sizes[-int(place)]
+            low, high = sorted((wanted, int(found["given"])))
+            return high // low if 0 < low < high and high % low == 0 else None
+    return None
 
 
 def _note_ways(ways: list[Assumptions], lowest: int, highest: int) -> str | None:

@@ -17,7 +17,7 @@ import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -61,8 +61,9 @@ class Assumptions:
     ``ahead`` counts the iterations of each line whose workers may load ahead, and ``copied`` the
     operators that may copy an argument that is not contiguous.
     ``reorders`` is True once the order of a backward pass depends on more than the step.
-    ``by_rows`` is True where a mask selects one element in each row, neither all nor none, and
-    ``chosen`` has the lines that select by unknown values.
+    ``by_rows`` is given where a mask selects the same number of elements in each row, neither all
+    nor none: this number for some lines, and one for all others. ``chosen`` has the lines that
+    select by unknown values.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Assumptions:
         answer: bool,
         changed: Collection[Change] = (),
         began_ns: int | None = None,
-        by_rows: bool = False,
+        by_rows: Mapping[str, int] | None = None,
     ) -> None:
         self.answer, self.changed, self.by_rows = answer, frozenset(changed), by_rows
         self.chosen: list[str] = []
@@ -123,15 +124,22 @@ class Assumptions:
 
     def count_chosen(self, shape: torch.Size) -> int:
         """How many elements a mask of this shape selects."""
-        whole = int(shape.numel()) * self.answer
-        return int(shape[0]) if self.by_rows and len(shape) > 1 else whole
+        rows = self._count_in_row(shape)
+        return int(shape.numel()) * self.answer if rows is None else int(shape[0]) * rows
+
+    def _count_in_row(self, shape: torch.Size) -> int | None:
+        """How many elements a mask selects in each row; None if that is not assumed."""
+        if self.by_rows is None or len(shape) < 2:
+            return None
+        return min(self.by_rows.get(_find_line(), 1), int(shape[1:].numel()))
 
     def fill(self, shape: torch.Size) -> torch.Tensor:
         """A mask of this shape that selects as many."""
-        if not self.by_rows or len(shape) < 2:
+        rows = self._count_in_row(shape)
+        if rows is None:
             return torch.full(shape, self.answer)
         mask = torch.zeros(shape[0], shape[1:].numel(), dtype=torch.bool)
-        mask[:, :1] = True
+        mask[:, :rows] = True
         return mask.view(shape)
 
     def copies(self, name: str) -> bool:
