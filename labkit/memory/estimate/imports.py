@@ -91,7 +91,7 @@ def _change_variables(first: dict[str, str], other: dict[str, str]) -> None:
     os.environ.update({name: one for name, one in other.items() if first.get(name) != one})
 
 
-class _Stop(TorchDispatchMode):  # type: ignore[misc]
+class _ImportStop(TorchDispatchMode):  # type: ignore[misc]
     """Stops a step that has caught what its import has raised at its next operator."""
 
     def __init__(self, name: str) -> None:
@@ -208,7 +208,7 @@ class StepImports:
         if self._needed is not None:
             # The step may catch it.
             if torch._C._len_torch_dispatch_stack():
-                _Stop(self._needed).__enter__()
+                _ImportStop(self._needed).__enter__()
             raise NeedsImportError(self._needed)
 
     def _forget_modules(self, before: dict[str, ModuleType]) -> None:
