@@ -129,6 +129,7 @@ def test_views_that_are_not_used_change_nothing():
             base[:10].add_(1)
             for one, other in itertools.pairwise(range(0, 800, 100)):
                 base[one:other]
+            base.split(100)
             base.view(-1).square().sum().backward()
 
         return step

@@ -42,27 +42,34 @@ class RewrittenViews:
             if view() is None:
                 self._again.add(number)
         self.follows = False
-        alone = operator.is_view and is_alone(arguments[0])
+        sees = getattr(operator, "is_view", False) and is_strided(arguments[0])
+        alone = sees and is_alone(arguments[0])
         try:
             result = tracer.__torch_dispatch__(operator, types, arguments, named)
+            if not sees or not isinstance(result, torch.Tensor):
+                return result
             node = torch._C._current_autograd_node()
             if node is None:
-                if operator.is_view and self._is_of_base(arguments[0]):
+                if torch.is_grad_enabled() and self._is_of_base(arguments[0]):
                     # The newest node is that of this view.
                     self._last = weakref.ref(result), _get_sequence_nr() - 1
-            elif operator.is_view and node._sequence_nr() in self._again:
+            elif node._sequence_nr() in self._again:
                 if alone:  # it is freed once it is copied
                     tracer.count_freed(result.nbytes, [result])
                     return result
                 with tracer.enter_again():
                     return ATEN.clone.default(result, memory_format=torch.contiguous_format)
+            return result
         finally:
             self.follows = True
-        return result
 
     def _is_of_base(self, tensor: Any) -> bool:
-        records = isinstance(tensor, torch.Tensor) and torch.is_grad_enabled()
-        return records and tensor.untyped_storage()._cdata in self._bases
+        return tensor.untyped_storage()._cdata in self._bases
+
+
+def is_strided(value: Any) -> bool:
+    """True for a tensor that has a storage."""
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided
 
 
 def is_alone(tensor: Any) -> bool:

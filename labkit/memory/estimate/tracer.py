@@ -72,7 +72,7 @@ from labkit.memory.estimate.results import (
     mark_operators,
     measure,
 )
-from labkit.memory.estimate.rewritten import RewrittenViews
+from labkit.memory.estimate.rewritten import RewrittenViews, is_strided
 from labkit.memory.estimate.selecting import SCATTERED, count_scattered, count_selecting
 from labkit.memory.estimate.strides import count_copies, count_cuda_copies, find_name
 from labkit.memory.estimate.updates import WholeUpdates
@@ -756,7 +756,7 @@ def _entered(mode: Any) -> Iterator[None]:
 
 
 def _is_view(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value._is_view()
+    return is_strided(value) and value._is_view()  # type: ignore[no-any-return]
 
 
 def _run_unseen(operator: Any, *arguments: Any, **named: Any) -> Any:
