@@ -165,7 +165,7 @@ class Simulation:
         moves_arguments: bool = False,
         by_parts: bool = False,
     ) -> None:
-        self._target, self._moves_arguments = target, moves_arguments
+        self.target, self._moves_arguments = target, moves_arguments
         self._by_parts = by_parts
         self.allocators: dict[str, CachingAllocator] = {}
         self.assumptions, self.draws = assumptions, Draws(assumptions, self.note)
@@ -205,7 +205,7 @@ class Simulation:
     @property
     def workspace_bytes(self) -> int:
         """What cuBLAS keeps for the threads of forward and backward."""
-        return len(self.tracer.cublas) * WORKSPACE_BYTES[self._target.is_hopper]
+        return len(self.tracer.cublas) * WORKSPACE_BYTES[self.target.is_hopper]
 
     def allocate(self, storage: Storage) -> None:
         """Passes the storage on to its GPU's allocator."""
@@ -239,8 +239,8 @@ class Simulation:
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             for patched in (replace_attributes(logger, disabled=True), *self._list_patches()):
                 stack.enter_context(patched)
-            if self._target.kind == "cuda":
-                stack.enter_context(simulate_calls(self._target, self._find_level))
+            if self.target.kind == "cuda":
+                stack.enter_context(simulate_calls(self.target, self._find_level))
                 stack.enter_context(self._operators)
                 stack.enter_context(self._order)
                 stack.enter_context(allow_foreach())
@@ -487,7 +487,7 @@ class Simulation:
 
     def _loads_ahead(self) -> bool:
         # For a GPU, what is not moved to it yet does not count.
-        return self._target.kind == "cpu" and self.assumptions.loads_ahead()
+        return self.target.kind == "cpu" and self.assumptions.loads_ahead()
 
     def _note_script(self, module: Any) -> Any:
         self.scripted = True

@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
         What is selected is everything first, so its count is the highest.
         """
-        answer = assumptions.decide(drawn=self.drawn)
+        answer = assumptions.decide(drawn=self.drawn, counts=not self.drawn)
         return self.low if answer == self.drawn else self.high
 
 

@@ -18,7 +18,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabkitError, UsageError
@@ -325,58 +325,118 @@ def _find_batch(
     return found
 
 
+class Way(NamedTuple):
+    """One way that the step can go: its estimate, or why it fails, and the decisions.
+
+    ``reached`` has the figures of what was simulated until the error, None without one.
+    """
+
+    made: Estimate | UsageError
+    assumptions: Assumptions
+    reached: dict[str, Any] | None
+
+    @property
+    def fails(self) -> bool:
+        """Whether the way ends in an error of the step."""
+        return isinstance(self.made, UsageError)
+
+
 def estimate_work(work: Work, target: Target) -> Estimate:
     """The estimate; of both ways that the step can go, by unknown values or backward's order."""
     from labkit.memory.estimate.imports import IMPORTS
 
     IMPORTS.forget()
-    found: list[Estimate] = []
-    failures: list[UsageError] = []
-    ways: list[Assumptions] = []
-    began_ns = time.time_ns()
-    for answer in (True, False):
-        made, assumptions = _follow(work, target, answer=answer, began_ns=began_ns)
-        (failures if isinstance(made, UsageError) else found).append(made)  # type: ignore[arg-type]
-        ways.append(assumptions)
-        if not assumptions.has_ways:
-            break
-    if not found:
-        chosen = [where for one in ways for where in one.chosen]
-        if not chosen:
-            raise failures[0] from failures[0].__cause__
-        return _estimate_by_rows(work, target, chosen, failures[0], began_ns)
+    follow = functools.partial(_follow, work, target, began_ns=time.time_ns(), singles=set())
+    ways = [follow(answer=True)]
+    if ways[0].assumptions.has_ways:
+        ways.append(follow(answer=False))
+    failed = next((one for one in ways if one.fails), None)
+    if failed is None:
+        return _join_ways(ways)
+    if all(one.fails for one in ways):
+        return _estimate_by_rows(work, target, ways, follow)
+    if _mixes_decisions(ways):
+        # The branches of the way that fails, with the selections of the other one.
+        answer = failed.assumptions.answer
+        ways.append(follow(answer=answer, selects=not answer))
+    return _join_failing(ways, failed)
+
+
+def _mixes_decisions(ways: list[Way]) -> bool:
+    """Whether values decide how much is selected, and something else too."""
+    made = [one.assumptions for one in ways]
+    return any(one.forks for one in made) and any(one.counts for one in made)
+
+
+def _join_ways(ways: list[Way], reached: dict[str, Any] | None = None) -> Estimate:
+    """The estimate of ways that the step can go: an interval, or a lower bound with an obstacle.
+
+    ``reached`` has figures of a way that needs no more than those that end without an error.
+    """
+    found = [one.made for one in ways if isinstance(one.made, Estimate)]
     highest = max(found, key=lambda one: one.peak_bytes)
-    lowest = min(one.peak_bytes for one in found)
-    note = _note_ways(ways, lowest, highest.peak_bytes)
-    if note is None and not failures:
+    least = min(found, key=lambda one: one.peak_bytes)
+    if reached is not None and reached["peak_bytes"] < least.peak_bytes:
+        least = dataclasses.replace(least, **reached)
+    lowest = least.peak_bytes
+    note = _note_ways([one.assumptions for one in ways], lowest, highest.peak_bytes)
+    if note is None and len(found) == len(ways):
         return highest
     obstacle = next((one.obstacle for one in found if one.obstacle), None)
-    if obstacle is not None:
-        # Neither way is known to its end: the real step needs at least the lower figure.
-        highest = min(found, key=lambda one: one.peak_bytes)
-    if failures and obstacle is None:
-        # The way that could not be followed may need more.
-        reason = f"was followed one way only: {first_line(failures[0].what)}"
-        obstacle = EstimateObstacle("a decision by unknown values", reason)
-    notes = highest.notes if note is None else (note, *highest.notes)
-    return dataclasses.replace(highest, lowest_bytes=lowest, obstacle=obstacle, notes=notes)
+    # If a way is not known to its end, the real step needs at least the lowest figure.
+    shown = highest if obstacle is None else least
+    notes = shown.notes if note is None else (note, *shown.notes)
+    return dataclasses.replace(shown, lowest_bytes=lowest, obstacle=obstacle, notes=notes)
+
+
+def _join_failing(ways: list[Way], failed: Way) -> Estimate:
+    """The estimate where one way, and perhaps a third, cannot be followed to its end.
+
+    A real step selects no more than everything. If only nothing ends in an error, the peak is
+    between what was reached then and that of everything. A branch that cannot be followed, or
+    everything that ends in an error, may need more: the lowest figure is a lower bound.
+    """
+    blocked = ways[-1].fails
+    if len(ways) == 2:
+        blocked = any(one.assumptions.forks for one in ways)
+    nothing = (one.reached for one in ways if one.fails and not one.assumptions.selects)
+    reached = min((one for one in nothing if one), key=_read_peak, default=None)
+    joined = _join_ways(ways, reached)
+    if joined.obstacle is not None or not (failed.assumptions.selects or blocked):
+        return joined
+    reason = f"was followed one way only: {first_line(failed.made.what)}"  # type: ignore[union-attr]
+    obstacle = EstimateObstacle("a decision by unknown values", reason)
+    found = [
+        one._replace(made=dataclasses.replace(one.made, obstacle=obstacle))
+        if isinstance(one.made, Estimate)
+        else one
+        for one in ways
+    ]
+    return _join_ways(found, reached)
 
 
 def _estimate_by_rows(
-    work: Work, target: Target, chosen: list[str], failure: UsageError, began_ns: int
+    work: Work, target: Target, ways: list[Way], follow: Callable[..., Way]
 ) -> Estimate:
     """The estimate where a mask selects as many elements in each row: all and none end in an error.
 
     So it is where the rows are samples, and the mask is that of their classes: one in each row, or
-    as many as the shape says that the selected ones get, which another number does not fit.
+    as many as the shape says that the selected ones get, which another number does not fit. If that
+    ends in an error too, everything is selected, and other decisions are those of the second way.
     """
     from labkit.memory.estimate.values import Assumptions
 
+    failure, assumed = ways[0].made, ways[-1].assumptions
+    assert isinstance(failure, UsageError)
+    chosen = [where for one in ways for where in one.assumptions.chosen]
+    if not chosen:
+        raise failure from failure.__cause__
+    kept: Any = {"began_ns": assumed.began_ns, "singles": assumed.singles}
     rows: dict[str, int] = {}
     refuted: set[str] = set()
     where = ""
     for _ in range(MOST_CHECKS):
-        assumptions = Assumptions(answer=True, began_ns=began_ns, by_rows=rows)
+        assumptions = Assumptions(answer=True, by_rows=rows, **kept)
         try:
             made = _estimate_one(work, target, assumptions)
         except UsageError as error:
@@ -389,13 +449,20 @@ def _estimate_by_rows(
                 break
             rows[line] = ratio
         else:
-            notes = [BY_SHAPE.format(number, line) for line, number in rows.items()]
-            single = [line for line in dict.fromkeys(chosen) if line not in rows]
-            notes += [BY_ROWS.format(shorten(", ".join(single), 200))] if single else []
-            return dataclasses.replace(made, notes=(*notes, *made.notes))
+            return dataclasses.replace(made, notes=(*_note_rows(rows, chosen), *made.notes))
+    crossed = follow(answer=False, selects=True) if _mixes_decisions(ways) else ways[0]
+    if not crossed.fails:
+        return _join_failing([*ways, crossed], ways[0])
     lines_shown = shorten(", ".join(dict.fromkeys(chosen)), 200)
     cause = f"{failure.cause}; how many elements are selected was assumed at {lines_shown}"
     raise UsageError(failure.what, cause=cause, fix=failure.fix) from failure.__cause__
+
+
+def _note_rows(rows: Mapping[str, int], chosen: Iterable[str]) -> list[str]:
+    """How many elements masks are assumed to select in each row, by their lines."""
+    notes = [BY_SHAPE.format(number, line) for line, number in rows.items()]
+    single = [line for line in dict.fromkeys(chosen) if line not in rows]
+    return notes + ([BY_ROWS.format(shorten(", ".join(single), 200))] if single else [])
 
 
 # What torch says of sizes that do not fit: those that are wanted, and what there is.
@@ -447,9 +514,9 @@ def _note_ways(ways: list[Assumptions], lowest: int, highest: int) -> str | None
 
 
 def _follow(
-    work: Work, target: Target, *, answer: bool, began_ns: int
-) -> tuple[Estimate | UsageError, Assumptions]:
-    """The estimate with this answer to every unknown value, or why it fails; and the decisions.
+    work: Work, target: Target, *, answer: bool, selects: bool | None = None, **kept: Any
+) -> Way:
+    """The way with this answer to every unknown value; ``kept`` is what all ways share.
 
     A decision that ends in an error was a check of the step's own (``if not valid: raise``), or
     one decision too many of a kind (all layers are left out): the real step decides otherwise.
@@ -459,10 +526,13 @@ def _follow(
 
     changed: set[Any] = set()
     tried: list[Any] = []
-    reached = -1
+    asked = -1
+    reached: dict[str, Any] | None = None
+    singles = kept["singles"]
     while True:
-        assumptions = Assumptions(answer=answer, changed=changed, began_ns=began_ns)
+        assumptions = Assumptions(answer=answer, changed=changed, selects=selects, **kept)
         made: Any = None
+        known = len(singles)
         try:
             with IMPORTS.ask() as needed:
                 made = _estimate_one(work, target, assumptions)
@@ -472,53 +542,71 @@ def _follow(
             with _lend_turn():
                 IMPORTS.import_now(needed[0])
             continue
+        if len(singles) > known:
+            continue
         if not isinstance(made, UsageError):
-            return made, assumptions
-        if tried and assumptions.asked <= reached:
+            return Way(made, assumptions, None)
+        figures = (reached, assumptions.reached)
+        reached = min((one for one in figures if one), key=_read_peak, default=None)
+        if tried and assumptions.asked <= asked:
             changed.discard(tried[-1])  # the step came no further
-        reached = max(reached, assumptions.asked)
+        asked = max(asked, assumptions.asked)
         change = assumptions.find_change(tried)
         if change is None or len(tried) == MOST_CHECKS:
-            return made, assumptions
+            return Way(made, assumptions, reached)
         tried.append(change)
         changed.add(change)
 
 
-def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
+def _read_peak(figures: dict[str, Any]) -> int:
+    return int(figures["peak_bytes"])
+
+
+def _list_figures(simulation: Simulation) -> dict[str, Any]:
+    """The figures of an estimate that a simulation has, until its end or an error."""
     from labkit.memory.estimate.allocator import CachingAllocator
+    from labkit.memory.track.model import Level, sum_categories, sum_lines
+
+    on_cuda, device = simulation.target.kind == "cuda", simulation.device
+    levels = simulation.tracer.levels
+    level = levels.get(device, Level())
+    held = level.list_at_peak()
+    allocator = simulation.allocators.get(device, CachingAllocator())
+    return {
+        "peak_bytes": level.peak_bytes,
+        "kinds": sum_categories(held),
+        "lines": sum_lines(held, LINES_SHOWN),
+        "host_bytes": levels.get("cpu", Level()).peak_bytes
+        if on_cuda and device != "cpu"
+        else None,
+        "allocated_bytes": allocator.peak_allocated_bytes if on_cuda else None,
+        "reserved_bytes": allocator.reserved_bytes if on_cuda else None,
+        "workspace_bytes": simulation.workspace_bytes if on_cuda else None,
+    }
+
+
+def _estimate_one(work: Work, target: Target, assumptions: Assumptions) -> Estimate:
     from labkit.memory.estimate.cuda import CONTEXT_BYTES
     from labkit.memory.estimate.fake import COMPILED, EXPORTED
     from labkit.memory.estimate.tracer import CONVERGENCE, PRODUCT, SHARDED
-    from labkit.memory.track.model import Level, sum_categories, sum_lines
 
     bounds = {COMPILED, CONVERGENCE, EXPORTED, PRODUCT, SHARDED}
-    on_cuda = target.kind == "cuda"
     simulation, obstacle = _simulate(work, target, assumptions)
     simulation.note_left()
-    levels, device = simulation.tracer.levels, simulation.device
-    level = levels.get(device, Level())
-    held = level.list_at_peak()
     growth, notes = simulation.growth_bytes, simulation.notes
     added = [FORWARD_ALONE] if isinstance(work.function, ModelCall) and not work.inference else []
-    allocator = simulation.allocators.get(device, CachingAllocator())
     return Estimate(
         name=work.name,
         target=target,
-        peak_bytes=level.peak_bytes,
-        kinds=sum_categories(held),
-        lines=sum_lines(held, LINES_SHOWN),
         batch=work.batch,
         inference=work.inference,
-        host_bytes=levels.get("cpu", Level()).peak_bytes if on_cuda and device != "cpu" else None,
-        allocated_bytes=allocator.peak_allocated_bytes if on_cuda else None,
-        reserved_bytes=allocator.reserved_bytes if on_cuda else None,
-        workspace_bytes=simulation.workspace_bytes if on_cuda else None,
-        context_bytes=CONTEXT_BYTES if on_cuda else None,
+        context_bytes=CONTEXT_BYTES if target.kind == "cuda" else None,
         obstacle=obstacle or simulation.tracer.obstacle or _name_gap(simulation.tracer.trouble),
         excess=next((one for one in notes if one in bounds), None),
         notes=(*added, *notes),
         growth_bytes=growth,
         steps=simulation.steps,
+        **_list_figures(simulation),
     )
 
 
@@ -573,7 +661,11 @@ def _run(work: Work, simulation: Simulation) -> EstimateObstacle | None:
     from labkit.memory.estimate.state import let_variables
 
     with DeferredSignals(let_variables).hold():
-        return _play(work, simulation)
+        try:
+            return _play(work, simulation)
+        except UsageError:
+            simulation.assumptions.reached = _list_figures(simulation)
+            raise
 
 
 def _play(work: Work, simulation: Simulation) -> EstimateObstacle | None:

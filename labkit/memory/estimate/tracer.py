@@ -486,19 +486,19 @@ class FakeTracer(StorageTracer):
         if operator is READ_VALUE or operator._schema.name in YES_OR_NO:
             return self._answer(operator, arguments[0])
         frames, backward = self._find_frames()
-        everything, find = self._assumptions.answer, self.values.find
+        everything, find = self._assumptions.selects, self.values.find
         made = shape_ctc(operator, arguments, self.values)
         if made is None:
             made = pack_padded(operator, arguments, self.values, longest=everything)
             if made is not None and find(arguments[1]) is None:
-                self._assumptions.decide()
+                self._assumptions.decide(counts=True)
         if made is None:
             made = count_values(operator, arguments, named, self._count_up_to)
         if made is None:
             count = self._assumptions.count_chosen
             made = assume_shape(operator, arguments, named, count=count, find=find)
             if made is not None and not selects_by_known(operator, arguments, find):
-                self._assumptions.choose()
+                self._assumptions.choose(made)
         if made is not None:
             for one in list_tensors(made):
                 self._add_new(one, "activations", frames, backward=backward)
@@ -594,7 +594,8 @@ class FakeTracer(StorageTracer):
         """How many elements a mask selects, known or assumed."""
         value = self.values.find(mask)
         if value is None:
-            return int(mask.numel() * self._assumptions.decide())
+            self._assumptions.choose()
+            return self._assumptions.count_chosen(mask.shape)
         with _disable_current_modes():
             return int(value.sum())
 

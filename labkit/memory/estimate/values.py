@@ -50,12 +50,17 @@ ABSORBING = {
 
 # A line, and the number of one of its decisions in a step; None for all of them.
 Change = tuple[str, int | None]
+# A mask: the line that selects by it, and its shape.
+Mask = tuple[str, torch.Size]
 
 
 class Assumptions:
     """Answers the questions that unknown values would answer, always with ``answer``.
 
-    ``changed`` are the decisions with the other answer.
+    ``changed`` are the decisions with the other answer. ``selects``: masks select everything, and
+    counts are the highest; else nothing, and the lowest. It is ``answer`` if it is not given.
+    ``singles`` are the masks that select one element, as ``item()`` reads what they select: their
+    lines and shapes. What is found out about them is added.
     ``places`` counts the decisions of each line, ``drawn`` the numbers that it drew.
     ``steps`` counts the steps that have begun, and ``began_ns`` is the time of the first way's.
     ``ahead`` counts the iterations of each line whose workers may load ahead, and ``copied`` the
@@ -73,9 +78,20 @@ class Assumptions:
         changed: Collection[Change] = (),
         began_ns: int | None = None,
         by_rows: Mapping[str, int] | None = None,
+        selects: bool | None = None,
+        singles: set[Mask] | None = None,
     ) -> None:
         self.answer, self.changed, self.by_rows = answer, frozenset(changed), by_rows
+        self.selects = answer if selects is None else selects
+        self.singles: set[Mask] = set() if singles is None else singles
         self.chosen: list[str] = []
+        # Whether it has counted what is selected, and whether it has decided anything else.
+        self.counts = self.branches = False
+        # The figures of what was simulated until an error of the step.
+        self.reached: dict[str, Any] | None = None
+        self._mask: Mask | None = None
+        # By the number of selected elements, the latest mask that selected as many.
+        self._sizes: dict[int, Mask] = {}
         self.began_ns = time.time_ns() if began_ns is None else began_ns
         self.reorders = False
         self.copied: Counter[str] = Counter()
@@ -97,6 +113,11 @@ class Assumptions:
         """Whether the other answer may lead to another figure."""
         return bool(self.asked or self.reorders or self.copied or self.ahead)
 
+    @property
+    def forks(self) -> bool:
+        """Whether it has decided more than how much is selected."""
+        return bool(self.branches or self.reorders or self.ahead)
+
     def begin_step(self) -> None:
         """Counts the decisions of each line from one again."""
         self.steps += 1
@@ -107,25 +128,55 @@ class Assumptions:
         """False once the running line has drawn so often in this step."""
         return self._made.get(_find_line(), 0) < most
 
-    def decide(self, *, drawn: bool = False) -> bool:
-        """The answer; raises DataDependentOutputException where a line asks without end."""
+    def decide(self, *, drawn: bool = False, counts: bool = False) -> bool:
+        """The answer; raises DataDependentOutputException where a line asks without end.
+
+        ``counts`` where the answer is how much is selected.
+        """
         where = _find_line()
         (self.drawn if drawn else self.places)[where] += 1
         number = self._made.pop(where, 0) + 1
         self._made[where] = number
+        self._refuse_endless(where)
+        if counts:
+            self.counts = True
+        else:
+            self.branches = True
+        answer = self.selects if counts else self.answer
+        return answer != bool({(where, None), (where, number)} & self.changed)
+
+    def _refuse_endless(self, where: str) -> None:
         if self.places[where] > LINE_DECISIONS:
             raise DataDependentOutputException(READ_VALUE)
-        return self.answer != bool({(where, None), (where, number)} & self.changed)
 
-    def choose(self) -> None:
-        """Counts a decision about how many elements are selected."""
-        self.decide()
-        self.chosen.append(_find_line())
+    def choose(self, selected: Any = None) -> None:
+        """Counts a decision about how many elements are selected, which no error changes."""
+        where = _find_line()
+        self.places[where] += 1
+        self.counts = True
+        self.chosen.append(where)
+        self._refuse_endless(where)
+        if self._mask is not None:
+            for one in list_tensors(selected):
+                self._sizes[one.numel()] = self._mask
+
+    def expect_single(self, tensor: Any) -> None:
+        """Notes which mask must select one element, so that ``item()`` can read this tensor.
+
+        The step is simulated again then.
+        """
+        mask = self._sizes.get(tensor.numel())
+        if mask is not None:
+            self.singles.add(mask)
 
     def count_chosen(self, shape: torch.Size) -> int:
         """How many elements a mask of this shape selects."""
+        whole = int(shape.numel())
+        self._mask = _find_line(), shape
+        if self._mask in self.singles:
+            return min(whole, 1)
         rows = self._count_in_row(shape)
-        return int(shape.numel()) * self.answer if rows is None else int(shape[0]) * rows
+        return whole * self.selects if rows is None else int(shape[0]) * rows
 
     def _count_in_row(self, shape: torch.Size) -> int | None:
         """How many elements a mask selects in each row; None if that is not assumed."""
@@ -135,9 +186,13 @@ class Assumptions:
 
     def fill(self, shape: torch.Size) -> torch.Tensor:
         """A mask of this shape that selects as many."""
+        if shape.numel() and (_find_line(), shape) in self.singles:
+            mask = torch.zeros(shape.numel(), dtype=torch.bool)
+            mask[-1 if self.selects else 0] = True
+            return mask.view(shape)
         rows = self._count_in_row(shape)
         if rows is None:
-            return torch.full(shape, self.answer)
+            return torch.full(shape, self.selects)
         mask = torch.zeros(shape[0], shape[1:].numel(), dtype=torch.bool)
         mask[:, :rows] = True
         return mask.view(shape)
@@ -145,7 +200,7 @@ class Assumptions:
     def copies(self, name: str) -> bool:
         """Whether the operator copies its arguments that are not contiguous."""
         self.copied[name] += 1
-        return self.answer
+        return self.selects
 
     def loads_ahead(self) -> bool:
         """Whether the workers of a DataLoader are ahead of the step."""
@@ -607,7 +662,12 @@ def _replace_numbers(items: _UnknownItems, assumptions: Assumptions) -> dict[str
     """Methods of a tensor that return its one value as a number, also if it is unknown."""
     item, convert, count = torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.__int__
 
+    def expect_single(tensor: Any) -> None:
+        if tensor.numel() != 1:
+            assumptions.expect_single(tensor)
+
     def read(tensor: Any) -> Any:
+        expect_single(tensor)
         try:
             return items.attempt(item, tensor)
         except DataDependentOutputException:
@@ -620,6 +680,7 @@ def _replace_numbers(items: _UnknownItems, assumptions: Assumptions) -> dict[str
             return number
 
     def read_float(tensor: Any) -> float:
+        expect_single(tensor)
         try:
             return float(items.attempt(convert, tensor))
         except DataDependentOutputException:
@@ -628,6 +689,7 @@ def _replace_numbers(items: _UnknownItems, assumptions: Assumptions) -> dict[str
             return 1.0 if limits is None else float(limits.choose(assumptions))
 
     def read_int(tensor: Any) -> int:
+        expect_single(tensor)
         try:
             return int(items.attempt(count, tensor))
         except DataDependentOutputException:
