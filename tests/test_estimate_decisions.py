@@ -177,3 +177,94 @@ def test_item_of_many_elements_stays_an_error_of_the_step():
         estimate_memory(lambda: (torch.zeros(7)[torch.zeros(7) == 0]).repeat(1).item())
     with pytest.raises(UsageError, match="cannot be converted"):
         estimate_memory(lambda: (torch.randn(3, 5) > 0).nonzero().item())
+
+
+def serve_experts(choose):
+    """A step with one tensor of weights, each expert's rows found by its number."""
+
+    def make_step():
+        _, inputs = make_layer()
+        weights = torch.randn(EXPERTS, WIDTH, WIDTH, requires_grad=True)
+        router = nn.Linear(WIDTH, EXPERTS)
+        given = torch.randint(0, EXPERTS, (ROWS,))
+
+        def step():
+            chosen = choose(router(inputs), given)
+            served = torch.zeros_like(inputs)
+            for number in torch.unique(chosen).tolist():
+                (rows,) = torch.where(chosen == number)
+                served = served.index_add(0, rows, inputs[rows] @ weights[number])
+            served.square().mean().backward()
+            weights.grad = None
+
+        return step
+
+    return make_step
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda scores, given: scores.argmax(1),
+        lambda scores, given: scores.topk(2).indices[:, 1],
+        lambda scores, given: given,
+    ],
+)
+def test_different_numbers_are_known_by_their_limits(choose):
+    make_step = serve_experts(choose)
+    estimate, measured = estimate_memory(make_step), measure_peak(make_step)
+    assert estimate.obstacle is None
+    assert estimate.lowest_bytes - 64 <= measured <= estimate.peak_bytes + 64
+    # Not as many experts as rows.
+    assert estimate.peak_bytes < 4 * measured
+
+
+def test_numbers_without_limits_are_an_obstacle_as_an_index():
+    make_step = serve_experts(lambda scores, given: (scores.sum(1).sigmoid() * EXPERTS).long())
+    estimate = estimate_memory(make_step)
+    assert "reads a value" in estimate.obstacle.reason
+    assert estimate.peak_bytes <= measure_peak(make_step)
+
+
+PLACES = {
+    "constants": lambda values, places: torch.tensor_split(values, torch.tensor([30, 60])),
+    "given": lambda values, places: values.tensor_split(places, dim=1),
+    "named": lambda values, places: torch.tensor_split(
+        input=values, tensor_indices_or_sections=places, dim=0
+    ),
+    "sections": lambda values, places: values.tensor_split(torch.tensor(7)),
+    "numbers": lambda values, places: (*values.tensor_split(5), *values.tensor_split([2, 9])),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_tensor_is_split_at_known_places(name):
+    def make_step():
+        layer, inputs = make_layer()
+        places = torch.tensor([3, 50])
+
+        def step():
+            parts = PLACES[name](layer(inputs), places)
+            sum(one.square().mean() * len(one) for one in parts).backward()
+
+        return step
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is None and estimate.lowest_bytes is None
+    assert estimate.peak_bytes == pytest.approx(measure_peak(make_step), rel=0.005)
+
+
+def test_a_tensor_is_split_at_unknown_places_both_ways():
+    def make_step():
+        layer, inputs = make_layer()
+
+        def step():
+            hidden = layer(inputs)
+            places = (hidden[0, :3].sigmoid() * 100).long().sort().values
+            return [one * 2 for one in hidden.tensor_split(places)]
+
+        return step
+
+    estimate = estimate_memory(make_step)
+    assert estimate.obstacle is None
+    assert estimate.lowest_bytes <= measure_peak(make_step) <= estimate.peak_bytes + 64

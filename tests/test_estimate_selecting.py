@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from labkit import estimate_memory
 from labkit.memory.estimate.selecting import SELECTING, count_scattered, count_selecting
 from labkit.memory.estimate.strides import find_name
+from labkit.memory.estimate.values import KNOWN_ELEMENTS
 from labkit.memory.track.counters import TensorCounter
 from labkit.memory.track.storages import list_tensors
 
@@ -157,6 +158,42 @@ def test_an_unknown_mask_has_a_range_around_the_truth(name, threads):
     estimate, measured = estimate_memory(make_step), measure_step(make_step)
     assert estimate.obstacle is None
     assert estimate.lowest_bytes - 64 <= measured <= estimate.peak_bytes + 64
+
+
+EXPANDED = {
+    "expanded": lambda mask, words: mask[..., None].expand_as(words),
+    "copied": lambda mask, words: mask[..., None].expand(words.shape).contiguous(),
+    "inverted": lambda mask, words: ~(~mask)[..., None].expand(-1, -1, words.size(2)),
+    "turned": lambda mask, words: mask[:, None].expand(-1, words.size(2), -1).mT,
+}
+
+
+@pytest.mark.parametrize("name", EXPANDED)
+def test_a_known_mask_stays_known_where_it_is_expanded(name, threads):
+    tokens = torch.randint(3, 99, (8, 128), generator=torch.Generator().manual_seed(3))
+    tokens[:, 5:21] = 2
+    numbers = tokens.tolist()
+
+    def make_step():
+        tokens = torch.tensor(numbers)
+        words, images = torch.zeros(8, 128, 512, requires_grad=True), torch.zeros(8 * 16, 512)
+        images.requires_grad_()
+
+        def step():
+            made = words * 2
+            mask = EXPANDED[name](tokens == 2, made)
+            assert mask.numel() > KNOWN_ELEMENTS
+            if made[mask].numel() != images.numel() or len(mask.nonzero()) != images.numel():
+                raise ValueError("as many images as places")
+            made.masked_scatter(mask, images).square().sum().backward()
+            words.grad = images.grad = None
+
+        return step
+
+    taken, estimate = measure_peak(lambda: estimate_memory(make_step))
+    assert taken < 8 * 128 * 512  # the bytes of a mask of all elements
+    assert estimate.obstacle is None and estimate.lowest_bytes is None
+    assert estimate.peak_bytes == pytest.approx(measure_step(make_step), rel=0.002)
 
 
 def test_a_matrix_is_turned_in_a_block():

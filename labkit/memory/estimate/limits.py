@@ -47,6 +47,8 @@ SUBSETS = frozenset((
 ))  # fmt: skip
 # Whose second result are places along a dimension, and where that is named.
 PLACES = {"topk": 2, "sort": 1, "max": 1, "min": 1, "kthvalue": 2, "median": 1, "cummax": 1}
+# Whose first result has no other numbers than the first argument.
+DISTINCT = frozenset(("_unique2", "unique_consecutive", "unique_dim"))
 MONOTONE: dict[str, Callable[[Any, Any], Any]] = {
     "add": operators.add, "sub": operators.sub, "mul": operators.mul, "div": operators.truediv,
     "floor_divide": operators.floordiv, "rsub": lambda one, other: other - one,
@@ -67,6 +69,9 @@ def find_limits(  # noqa: PLR0917
         dim = arguments[place] if len(arguments) > place else named.get("dim", -1)
         distinct = name in {"sort", "topk"}
         return [(result[1], Limits(0, _count(arguments[0], dim) - 1, distinct=distinct))]
+    if name in DISTINCT and isinstance(result, list | tuple):
+        known = find(arguments[0])
+        return [] if known is None else [(result[0], known._replace(distinct=name == "_unique2"))]
     make = MAKERS.get(name)
     limits = None if make is None else make(arguments, named, result)
     if limits is None and arguments and isinstance(arguments[0], torch.Tensor):

@@ -84,7 +84,7 @@ def _name_obstacle(error: BaseException) -> tuple[str, str] | None:
         found = (missing[1], "has no fake version")
     elif unregistered:
         found = (unregistered[1], "has no fake version")
-    elif "UnknownNumber" in text and isinstance(error, TypeError):
+    elif "UnknownNumber" in text and isinstance(error, TypeError | IndexError):
         found = ("item()", UNKNOWN[fake_tensor.DataDependentOutputException])
     elif type(error).__name__ == "SafetensorError":
         found = ("safetensors", UNKNOWN[fake_tensor.DataDependentOutputException])

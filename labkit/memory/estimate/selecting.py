@@ -6,11 +6,13 @@ The figures of the CPU are those of its kernels (aten/src/ATen/native: ``Unique.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.operators import PARALLEL_ELEMENTS
 from labkit.memory.track.storages import list_tensors
@@ -95,6 +97,47 @@ def _count_places(arguments: Any, results: list[Any]) -> int:
         return 0
     masks = [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
     return sum(8 * one.dim() * (chosen.numel() * one.numel() // tensor.numel()) for one in masks)
+
+
+def collapse(value: Any) -> Any:
+    """A view of a real tensor with one element along each dimension that repeats it.
+
+    >>> collapse(torch.ones(3, 1).expand(3, 1000)).shape
+    torch.Size([3, 1])
+    """
+    for dim, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        if not stride and size > 1:
+            value = value.narrow(dim, 0, 1)
+    return value
+
+
+def count_true(mask: Any, shape: Any) -> int:
+    """How many elements of a tensor of this shape a real mask selects; repeated ones are not read.
+
+    >>> count_true(torch.tensor([[True], [False]]), (2, 1000))
+    1000
+    """
+    with _disable_current_modes():
+        whole = mask.expand(shape)
+        once = collapse(whole)
+        repeats = int(whole.numel()) // max(1, int(once.numel()))
+        return int((once != 0).sum()) * repeats
+
+
+def count_distinct(tensor: Any, limits: Any) -> int | None:
+    """How many different values a tensor of whole numbers between these limits has at most."""
+    if limits is None or tensor.is_floating_point() or tensor.is_complex():
+        return None
+    return int(min(tensor.numel(), limits.high - limits.low + 1))
+
+
+def join_sizes(sizes: Iterable[int]) -> list[int]:
+    """The places at which parts of these sizes are cut.
+
+    >>> join_sizes([2, 3, 4])
+    [2, 5]
+    """
+    return list(itertools.accumulate(sizes))[:-1]
 
 
 SELECTING: dict[str, Callable[[Any, list[Any]], int]] = {

@@ -73,7 +73,13 @@ from labkit.memory.estimate.results import (
     measure,
 )
 from labkit.memory.estimate.rewritten import RewrittenViews, is_strided
-from labkit.memory.estimate.selecting import SCATTERED, count_scattered, count_selecting
+from labkit.memory.estimate.selecting import (
+    SCATTERED,
+    count_distinct,
+    count_scattered,
+    count_selecting,
+    count_true,
+)
 from labkit.memory.estimate.strides import count_copies, count_cuda_copies, find_name
 from labkit.memory.estimate.updates import WholeUpdates
 from labkit.memory.estimate.values import (
@@ -85,8 +91,10 @@ from labkit.memory.estimate.values import (
     count_values,
     is_constant,
     is_real,
+    is_view,
     may_be_known,
     pack_padded,
+    repeats_known,
     selects_by_known,
     shape_ctc,
 )
@@ -448,7 +456,9 @@ class FakeTracer(StorageTracer):
             joined = join_limits(map(values.find_ends, tensors))
             found = [] if joined is None else [(result, joined)]
         real: list[Any] = []
-        if sum([one.numel() for one in made]) <= KNOWN_ELEMENTS:
+        few = sum([one.numel() for one in made]) <= KNOWN_ELEMENTS
+        # A view of what is known has no elements of its own.
+        if few or is_view(operator) or (not facts.like and any(map(repeats_known, tensors))):
             real = list_tensors(values.compute(operator, tensors, arguments, named))
             for fake, value in zip(made, real, strict=False):
                 ends = next((one for each, one in found if each is fake), None)
@@ -495,8 +505,9 @@ class FakeTracer(StorageTracer):
         if made is None:
             made = count_values(operator, arguments, named, self._count_up_to)
         if made is None:
-            count = self._assumptions.count_chosen
-            made = assume_shape(operator, arguments, named, count=count, find=find)
+            made = assume_shape(
+                operator, arguments, named, count=self._make_count(operator, tensors[0]), find=find
+            )
             if made is not None and not selects_by_known(operator, arguments, find):
                 self._assumptions.choose(made)
         if made is not None:
@@ -507,6 +518,8 @@ class FakeTracer(StorageTracer):
                 # What is selected is known then: a loop over it, such as of experts, can go on.
                 with _disable_current_modes():
                     self.values.keep(made, self._assumptions.fill(tensors[0].shape).nonzero())
+            if find_name(operator) == "_unique2":
+                self._keep_distinct(tensors[0], made[0])
         return made
 
     def _count_up_to(self, values: Any, least: int) -> int | None:
@@ -519,6 +532,21 @@ class FakeTracer(StorageTracer):
             return None
         self.note_obstacle(EstimateObstacle("bincount", COUNTED))
         return least
+
+    def _make_count(self, operator: Any, tensor: Any) -> Callable[[torch.Size], int]:
+        """What counts the elements that an operator selects, of different ones all that can be."""
+        count = self._assumptions.count_chosen
+        limits = self.values.find_limits(tensor) if find_name(operator) == "_unique2" else None
+        most = count_distinct(tensor, limits)
+        return count if most is None else lambda shape: min(count(shape), most)
+
+    def _keep_distinct(self, tensor: Any, made: Any) -> None:
+        """Keeps the lowest of the different whole numbers that there can be."""
+        limits = self.values.find_limits(tensor)
+        if limits is not None and count_distinct(tensor, limits) and made.numel() <= KNOWN_ELEMENTS:
+            with _disable_current_modes():
+                numbers = torch.arange(made.numel()) + int(limits.low)
+                self.values.keep(made, numbers.to(made.dtype))
 
     def _add_like(self, value: Any, tensor: Any) -> Any:
         fake = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)
@@ -596,8 +624,7 @@ class FakeTracer(StorageTracer):
         if value is None:
             self._assumptions.choose()
             return self._assumptions.count_chosen(mask.shape)
-        with _disable_current_modes():
-            return int(value.sum())
+        return count_true(value, value.shape)
 
     def _note_libraries(self, name: str) -> None:
         if name in CONVOLUTIONS:

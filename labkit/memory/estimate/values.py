@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.cuda import UNNAMED, find_number, replace_attributes
 from labkit.memory.estimate.limits import Limits, combine
+from labkit.memory.estimate.selecting import collapse, count_true, join_sizes
 from labkit.memory.estimate.strides import find_name
 from labkit.memory.track.frames import find_user_frames
 from labkit.memory.track.storages import list_tensors
@@ -275,7 +276,7 @@ class KnownValues:
         if value is None or not value.numel() or value.is_complex():
             return self.find_limits(tensor)
         with _disable_current_modes():
-            low, high = (one.item() for one in value.aminmax())
+            low, high = (one.item() for one in collapse(value).aminmax())
         return Limits(low, high)
 
     def find(self, tensor: Any) -> Any:
@@ -313,7 +314,7 @@ class KnownValues:
         A write happens in place in the values too; a write of unknown values makes them unknown.
         """
         traits = _traits.get(find_number(operator)) or _find_traits(operator)
-        _, schema, name, like, mutable, drawn = traits
+        _, schema, name, like, mutable, drawn, views = traits
         if tensors and not like and not any(map(may_be_known, tensors)):
             if mutable:
                 self._forget_written(schema, arguments, named)
@@ -324,6 +325,8 @@ class KnownValues:
                 known = {find_number(one): torch.empty(shape, dtype=one.dtype) for one in tensors}
         else:
             known = {find_number(one): self.find(one) for one in tensors}
+            if not views and any(map(_is_large, tensors)):
+                return self._compute_repeated(traits, known, arguments, named)
         certain = bool(tensors) or is_constant(operator)
         # A real tensor of the step's is not written to.
         drawn = drawn or (mutable and any(map(is_real, tensors)))
@@ -342,6 +345,29 @@ class KnownValues:
             )
         if mutable:
             self._forget_written(schema, arguments, named)
+        return None
+
+    def _compute_repeated(
+        self, traits: _Traits, known: dict[int, Any], arguments: Any, named: Any
+    ) -> Any:
+        """The result for one expanded tensor and numbers, expanded too; else None.
+
+        More elements than KNOWN_ELEMENTS are only known where few are repeated.
+        """
+        value = next(iter(known.values()))
+        alone = len(known) == 1 and value is not None and not traits.mutable
+        single = traits.name == "_to_copy" or torch.Tag.pointwise in traits.operator.tags
+        if alone and single:
+            disabled = torch._C._DisableTorchDispatch()
+            with disabled, contextlib.suppress(RuntimeError, NotImplementedError):
+                once = dict.fromkeys(known, collapse(value))
+                made = traits.operator(
+                    *_put_known(tuple(arguments), once),
+                    **{name: _put_known(one, once) for name, one in named.items()},
+                )
+                return made.expand(value.shape)
+        if traits.mutable:
+            self._forget_written(traits.schema, arguments, named)
         return None
 
     def count_writes(self, tensor: Any) -> int:
@@ -366,7 +392,10 @@ class KnownValues:
 
 
 class _Traits(NamedTuple):
-    """What of an operator decides about known values: it takes a shape, it writes, it draws."""
+    """What of an operator decides about known values.
+
+    It takes a shape, it writes, it draws, and its results are views.
+    """
 
     operator: Any
     schema: Any
@@ -374,6 +403,7 @@ class _Traits(NamedTuple):
     like: bool
     mutable: bool
     drawn: bool
+    views: bool
 
 
 # By the operator's number, as torch computes its hash in Python.
@@ -386,8 +416,26 @@ def _find_traits(operator: Any) -> _Traits:
     schema = operator._schema
     name = schema.name.partition("::")[2]
     drawn = torch.Tag.nondeterministic_seeded in operator.tags
-    traits = _Traits(operator, schema, name, name in LIKE, schema.is_mutable, drawn)
+    views = is_view(operator)
+    traits = _Traits(operator, schema, name, name in LIKE, schema.is_mutable, drawn, views)
     return _traits.setdefault(find_number(operator), traits)
+
+
+@functools.cache
+def is_view(operator: Any) -> bool:
+    """True for an operator whose results share the storage of an argument."""
+    schema = operator._schema
+    shared = (one.alias_info is not None for one in schema.returns)
+    return bool(schema.returns) and not schema.is_mutable and all(shared)
+
+
+def _is_large(tensor: Any) -> bool:
+    return bool(tensor.numel() > KNOWN_ELEMENTS)
+
+
+def repeats_known(tensor: Any) -> bool:
+    """True for an expanded tensor of more elements than are known by themselves."""
+    return may_be_known(tensor) and _is_large(tensor)
 
 
 def may_be_known(tensor: Any) -> bool:
@@ -735,13 +783,49 @@ def allow_unknown_items(
             sizes = _assume_sizes(self.size(dim), len(sizes), first=assumptions.decide())
         return split(self, sizes, dim)
 
-    return replace_attributes(
-        torch.Tensor,
-        **_replace_numbers(items, assumptions),
-        split=cut,
-        __format__=write,
-        __bool__=decide,
-    )
+    stack = contextlib.ExitStack()
+    for owner in (torch, torch.Tensor):
+        cut_at = _make_cutter(owner.tensor_split, assumptions, values)
+        stack.enter_context(replace_attributes(owner, tensor_split=cut_at))
+    replaced = {"split": cut, "__format__": write, "__bool__": decide}
+    numbers = _replace_numbers(items, assumptions)
+    stack.enter_context(replace_attributes(torch.Tensor, **numbers, **replaced))
+    return stack
+
+
+def _make_cutter(
+    split: Callable[..., Any], assumptions: Assumptions, values: KnownValues
+) -> Callable[..., Any]:
+    """``tensor_split``, whose code in C++ would read the places in a fake tensor."""
+
+    def read(places: Any, tensor: Any, dim: int) -> Any:
+        if type(places) is not FakeTensor:
+            return places
+        if not places.dim():
+            return int(places)
+        if values.find(places) is not None:
+            return places.tolist()
+        first = assumptions.decide()
+        return join_sizes(_assume_sizes(tensor.size(dim), places.numel() + 1, first=first))
+
+    def cut_at(*taken: Any, **named: Any) -> Any:
+        tensor, *taken = (named.pop("input"), *taken) if "input" in named else taken  # type: ignore[assignment]
+        dim = named.get("dim", taken[1] if len(taken) > 1 else 0)
+        given = [read(taken[0], tensor, dim), *taken[1:]] if taken else []
+        places = {
+            name: one if name == "dim" else read(one, tensor, dim) for name, one in named.items()
+        }
+        return split(tensor, *given, **_name_places(places))
+
+    return cut_at
+
+
+def _name_places(named: dict[str, Any]) -> dict[str, Any]:
+    """The named arguments of ``tensor_split`` with places that are numbers now."""
+    places = named.pop("tensor_indices_or_sections", None)
+    if places is None:
+        return named
+    return {**named, "sections" if isinstance(places, int) else "indices": places}
 
 
 def make_lister(assumptions: Assumptions, values: KnownValues) -> Callable[[Any], Any]:
@@ -825,9 +909,11 @@ def make_unpacking(values: KnownValues) -> Callable[..., Any]:
 
 
 def _list_masks(operator: Any, arguments: Any) -> list[Any]:
-    """The masks by which an index or ``masked_select`` selects."""
+    """The masks by which an index, ``masked_select`` or ``nonzero`` selects."""
     if operator._schema.name == "aten::masked_select":
         return [arguments[1]]
+    if operator._schema.name == "aten::nonzero":
+        return [arguments[0]]
     if operator._schema.name != "aten::index":
         return []
     return [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
@@ -855,12 +941,6 @@ def count_values(
     single = weights is not None and weights.dtype is torch.float32
     other = torch.float32 if single else torch.float64
     return values.new_empty(size, dtype=torch.int64 if weights is None else other)
-
-
-def _count_true(mask: Any, shape: torch.Size) -> int:
-    """How many elements of a tensor of this shape the mask selects."""
-    with _disable_current_modes():
-        return int(mask.expand(shape).sum())
 
 
 def _assume_unique(tensor: Any, size: int, inverse: bool = False, counts: bool = False) -> Any:
@@ -915,11 +995,13 @@ def assume_shape(
     """
     tensor, name = arguments[0], find_name(operator)
     if name == "nonzero":
-        return tensor.new_empty((count(tensor.shape), tensor.dim()), dtype=torch.int64)
+        value = find(tensor)
+        size = count(tensor.shape) if value is None else count_true(value, tensor.shape)
+        return tensor.new_empty((size, tensor.dim()), dtype=torch.int64)
     if name == "masked_select":
         shape = torch.broadcast_shapes(tensor.shape, arguments[1].shape)
         value = find(arguments[1])
-        return tensor.new_empty(count(shape) if value is None else _count_true(value, shape))
+        return tensor.new_empty(count(shape) if value is None else count_true(value, shape))
     if name == "index":
         places: list[Any] = []
         for one in arguments[1]:
@@ -927,7 +1009,7 @@ def assume_shape(
                 places.append(one)
             else:
                 value = find(one)
-                size = count(one.shape) if value is None else _count_true(value, one.shape)
+                size = count(one.shape) if value is None else count_true(value, one.shape)
                 chosen = one.new_zeros(size, dtype=torch.int64)
                 places += [chosen] * one.dim()
         return operator(tensor, places, **named)
