@@ -24,22 +24,37 @@ NORMS = frozenset(
 )
 # Operators of single elements without torch's tag for them, and others that go the same way.
 UNTAGGED = frozenset(
-    """elu_backward hardswish hardswish_backward leaky_relu_backward mish_backward
-    _log_softmax_backward_data""".split()  # noqa: SIM905
+    """complex elu_backward floor_divide hardsigmoid_backward hardswish hardswish_backward
+    hardtanh_backward leaky_relu_backward mish_backward polar softplus_backward
+    threshold_backward""".split()  # noqa: SIM905
 )
 # Operators whose result is channels last where their input counts as that, else contiguous; and
 # backward passes, whose input is the second argument.
 FORMED = frozenset(
-    """native_group_norm reflection_pad2d reflection_pad3d replication_pad2d replication_pad3d
+    """channel_shuffle max_unpool2d native_group_norm reflection_pad2d reflection_pad3d
+    replication_pad2d replication_pad3d
     upsample_bicubic2d upsample_bilinear2d upsample_nearest2d _upsample_nearest_exact2d
     """.split()  # noqa: SIM905
 )
 FORMED_BACKWARD = frozenset(
-    """native_group_norm_backward reflection_pad2d_backward replication_pad2d_backward
+    """batch_norm_backward native_batch_norm_backward native_group_norm_backward
+    reflection_pad2d_backward replication_pad2d_backward
     """.split()  # noqa: SIM905
 )
-# Operators whose result is contiguous.
-CONTIGUOUS = frozenset({"native_layer_norm", "_log_softmax", "masked_fill"})
+# Operators whose results are contiguous: most are LEGACY_CONTIGUOUS_MEMORY_FORMAT in ATen.
+CONTIGUOUS = frozenset(
+    """huber_loss_backward isin log_sigmoid_forward _log_softmax _log_softmax_backward_data
+    masked_fill mse_loss_backward mvlgamma native_layer_norm native_layer_norm_backward normal
+    poisson rrelu_with_noise smooth_l1_loss_backward _standard_gamma""".split()  # noqa: SIM905
+)
+# Operators whose results are as `empty_like` makes them of the argument at this place.
+LIKE = {
+    "binary_cross_entropy_backward": 1,
+    "log_sigmoid_backward": 0,
+    "native_dropout": 0,
+    "soft_margin_loss_backward": 2,  # it takes the negative of the targets
+    "uniform": 0,
+}
 # Operators whose result has the strides of an input that leaves nothing out.
 KEPT = frozenset(
     """empty_like flip full_like ones_like _prelu_kernel rand_like randn_like sort zeros_like
@@ -54,6 +69,14 @@ OTHERWISE = frozenset(
     relu6""".split()  # noqa: SIM905
 )
 TAKING = frozenset({"lerp", "pow"})
+# Operators whose loop has the arguments in another order.
+TURNED = {
+    "leaky_relu_backward": [1, 0],
+    "_prelu_kernel_backward": [1, 2, 0],
+    "threshold_backward": [1, 0],
+}
+# Operators whose loop takes each argument in its own type.
+UNCAST = frozenset({"complex", "polar", "where"})
 
 
 @functools.cache
@@ -66,36 +89,43 @@ def lay_out(operator: Any) -> Callable[..., Any]:
     @functools.wraps(operator)
     def compute(*arguments: Any, **named: Any) -> Any:
         result = operator(*arguments, **named)
-        first = result if isinstance(result, torch.Tensor) else result[0]
         form = named.get("memory_format", torch.preserve_format)
-        if first.layout is not torch.strided or form not in {None, torch.preserve_format}:
+        if form not in {None, torch.preserve_format}:
             return result
-        strides = find(arguments, first)
-        if strides is None or strides == first.stride():
-            return result
-        if find is _find_view:
-            return result.as_strided(result.shape, strides, result.storage_offset())
-        laid = first.new_empty_strided(first.shape, strides)
-        return laid if first is result else (laid, *result[1:])
+        if isinstance(result, torch.Tensor):
+            return _lay_one(find, arguments, result)
+        if find is _find_first:
+            return _lay_one(find, arguments, result[0]), *result[1:]
+        return tuple([_lay_one(find, arguments, one) for one in result])
 
     return compute
 
 
+def _lay_one(find: Callable[[Any, Any], Strides | None], arguments: Any, made: Any) -> Any:
+    if not isinstance(made, torch.Tensor) or made.layout is not torch.strided:
+        return made
+    strides = find(arguments, made)
+    if strides is None or strides == made.stride():
+        return made
+    if find is _find_view:
+        return made.as_strided(made.shape, strides, made.storage_offset())
+    return made.new_empty_strided(made.shape, strides)
+
+
 def _choose(operator: Any) -> Callable[[Any, Any], Strides | None] | None:
-    """What finds the strides of the operator's first result."""
+    """What finds the strides of each of the operator's results."""
     if operator.namespace != "aten" or operator._schema.is_mutable:
         return None
     name = find_name(operator)
-    makes_tensor = "scalar" in operator._overloadname.lower() and name not in TAKING
     is_pointwise = torch.Tag.pointwise in operator.tags or name in UNTAGGED
-    if name in FINDERS or not is_pointwise or makes_tensor or name in OTHERWISE:
-        return FINDERS.get(name)
-    places = [
-        place
-        for place, one in enumerate(operator._schema.arguments)
-        if str(one.type) in {"Tensor", "Optional[Tensor]"}
-    ]
-    return functools.partial(_find_elements, places)
+    if name in FINDERS or operator in ONLY or not is_pointwise or name in OTHERWISE:
+        return ONLY.get(operator) or FINDERS.get(name)
+    takes = {"Tensor", "Optional[Tensor]"}
+    if "scalar" in operator._overloadname.lower() and name not in TAKING:
+        takes.add("number")  # ATen makes a tensor of it
+    schema = enumerate(operator._schema.arguments)
+    places = [place for place, one in schema if str(one.type) in takes]
+    return functools.partial(_find_elements, places, casts=name not in UNCAST)
 
 
 def _find_view(arguments: Any, result: Any) -> Strides | None:
@@ -109,6 +139,8 @@ def _find_view(arguments: Any, result: Any) -> Strides | None:
 def _find_norm(arguments: Any, result: Any) -> Strides | None:
     values = arguments[0]
     if values.device.type != "cpu":
+        return None
+    if result.dim() != values.dim():
         return None
     forms = {4: torch.channels_last, 5: torch.channels_last_3d}
     form = forms.get(values.dim(), torch.contiguous_format)
@@ -143,6 +175,25 @@ def _is_dense(tensor: Any) -> bool:
     return True
 
 
+def _find_like(place: int, arguments: Any, result: Any) -> Strides | None:
+    given = arguments[place]
+    if given.shape != result.shape:
+        return None
+    return iterate(result, [given])
+
+
+def _find_first(arguments: Any, result: Any) -> Strides:
+    """Those of the first result alone, which is contiguous."""
+    return _find_contiguous(arguments, result)
+
+
+def _find_rectified(arguments: Any, result: Any) -> Strides | None:
+    """The product of noise and gradient; without training, what ``leaky_relu_backward`` makes."""
+    lower, upper, trains = arguments[3:6]
+    draws = trains and upper - lower > 1e-6
+    return _find_elements([2, 0] if draws else [1, 0], arguments, result)
+
+
 def _find_kept(arguments: Any, result: Any) -> Strides | None:
     given = arguments[0]
     kept = given.shape == result.shape and _is_dense(given)
@@ -150,24 +201,97 @@ def _find_kept(arguments: Any, result: Any) -> Strides | None:
 
 
 def _find_rolled(arguments: Any, result: Any) -> Strides | None:
-    return (_find_contiguous if arguments[0].is_contiguous() else _find_kept)(arguments, result)
+    """The strides of a concatenation of slices, or of a sequence of all elements."""
+    along = len(arguments) > 2 and arguments[2]
+    return _find_form(0, arguments, result) if along else _find_contiguous(arguments, result)
 
 
-def _find_elements(places: list[int], arguments: Any, result: Any) -> Strides | None:
-    """The strides of all arguments, where they are laid out alike and none is repeated."""
+def _find_elements(
+    places: list[int], arguments: Any, result: Any, *, casts: bool = True
+) -> Strides | None:
+    """What the loop over single elements makes of the arguments at these places."""
     given = [arguments[one] for one in places if one < len(arguments)]
     given = [one for one in given if one is not None]
-    if not given or any(
-        not isinstance(one, torch.Tensor) or one.shape != result.shape for one in given
+    tensors = [one for one in given if isinstance(one, torch.Tensor)]
+    if not tensors or any(one.layout is not torch.strided for one in tensors):
+        return None
+    return iterate(result, tensors, alone=len(tensors) == len(given), casts=casts)
+
+
+def iterate(result: Any, tensors: list[Any], *, alone: bool = True, casts: bool = True) -> Strides:
+    """The strides that ATen's TensorIterator gives to a new result of these inputs.
+
+    ``alone`` is False where a number is an input too, which counts as one without dimensions;
+    ``casts`` is True where inputs of another type are converted first.
+    """
+    shape = result.shape
+    if alone and all(one.shape == shape for one in tensors):
+        # TensorIterator's fast_set_up, for inputs that are laid out alike.
+        if all(one.is_contiguous() for one in tensors):
+            return make_contiguous_strides_for(shape)  # type: ignore[no-any-return]
+        if len(shape) == 4:
+            last = torch.channels_last
+            if all(one.is_contiguous(memory_format=last) for one in tensors):
+                return _lay(result, last)
+    steps = [_find_steps(one, result.dtype, casts=casts) for one in tensors]
+    if alone and all(one.shape == shape and _is_dense(one) for one in tensors):
+        first = steps[0]
+        if all(one == first for one in steps):
+            return first
+    spread = [_spread(*one, shape) for one in zip(tensors, steps, strict=True)]
+    order = _sort_dimensions(shape, spread)
+    strides, reached = [0] * len(shape), 1
+    for dim in order:
+        strides[dim] = reached
+        reached *= shape[dim]
+    return tuple(strides)
+
+
+def _find_steps(tensor: Any, dtype: torch.dtype, *, casts: bool) -> Strides:
+    """An input's strides; on the CPU, those of its copy of the type that all are computed in."""
+    if (
+        not casts
+        or tensor.dtype is dtype
+        or torch.promote_types(tensor.dtype, dtype) is not dtype
+        or tensor.device.type != "cpu"
+        or _is_dense(tensor)
     ):
-        return None
-    if all(one.is_contiguous() for one in given):
-        return _find_contiguous(arguments, result)
-    first = given[0]
-    if len({one.stride() for one in given}) > 1 or not _is_dense(first):
-        return None
-    last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
-    return _lay(result, torch.channels_last) if last else tuple(first.stride())
+        return tuple(tensor.stride())
+    return _lay(tensor, suggest_memory_format(tensor))
+
+
+def _spread(tensor: Any, steps: Strides, shape: torch.Size) -> list[int]:
+    """An input's strides in the dimensions of the result: 0 where it is repeated."""
+    missing = len(shape) - tensor.dim()
+    sizes = zip(tensor.shape, steps, shape[missing:], strict=True)
+    return [0] * missing + [0 if size == 1 != whole else step for size, step, whole in sizes]
+
+
+def _sort_dimensions(shape: torch.Size, inputs: list[list[int]]) -> list[int]:
+    """The order of the dimensions in memory, the innermost first: reorder_dimensions()."""
+
+    def compare(inner: int, outer: int) -> int:
+        for steps in inputs:
+            one, other = steps[inner], steps[outer]
+            if not one or not other:
+                continue
+            if one != other:
+                return -1 if one < other else 1
+            if shape[inner] > shape[outer]:
+                return 1
+        return 0
+
+    order = list(range(len(shape)))[::-1]
+    for place in range(1, len(order)):
+        moved = place
+        for before in range(place - 1, -1, -1):
+            found = compare(order[before], order[moved])
+            if found > 0:
+                order[before], order[moved] = order[moved], order[before]
+                moved = before
+            elif found < 0:
+                break
+    return order
 
 
 FINDERS: dict[str, Callable[[Any, Any], Strides | None]] = {
@@ -177,5 +301,13 @@ FINDERS: dict[str, Callable[[Any, Any], Strides | None]] = {
     **dict.fromkeys(CONTIGUOUS, _find_contiguous),
     **dict.fromkeys(FORMED, functools.partial(_find_form, 0)),
     **dict.fromkeys(FORMED_BACKWARD, functools.partial(_find_form, 1)),
+    **{name: functools.partial(_find_elements, places) for name, places in TURNED.items()},
+    **{name: functools.partial(_find_like, place) for name, place in LIKE.items()},
     "roll": _find_rolled,
+    "rrelu_with_noise_backward": _find_rectified,
+    "_weight_norm_interface": _find_first,
+}
+# Single overloads that do it otherwise than the others of their name.
+ONLY: dict[Any, Callable[[Any, Any], Strides | None]] = {
+    torch.ops.aten.pow.Scalar: _find_contiguous,
 }

@@ -549,7 +549,9 @@ class FakeTracer(StorageTracer):
                 self.values.keep(made, numbers.to(made.dtype))
 
     def _add_like(self, value: Any, tensor: Any) -> Any:
-        fake = torch.empty(value.shape, dtype=value.dtype, device=tensor.device)
+        fake = torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=tensor.device
+        )
         if isinstance(value, torch.Tensor) and tensor.device.type == "cpu":
             # Of the place for all values, `unique_consecutive` returns what it has filled.
             fake.untyped_storage().resize_(value.untyped_storage().nbytes())

@@ -17,7 +17,7 @@ import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -956,13 +956,25 @@ def _assume_consecutive(tensor: Any, size: int, inverse: bool = False, counts: b
     return tensor.new_empty(tensor.numel())[:size], places, whole[: size * counts]
 
 
+def _make_strides(shape: Sequence[int], order: Iterable[int]) -> list[int]:
+    """The strides of a tensor without gaps, whose dimensions lie in this order, outermost first."""
+    strides, reached = [0] * len(shape), 1
+    for dim in reversed(list(order)):
+        strides[dim] = reached
+        reached *= max(1, shape[dim])
+    return strides
+
+
 def _assume_parts(tensor: Any, dim: int, count: Callable[[torch.Size], int]) -> Any:
     """What ``unique`` returns of the parts along a dimension, always with places and counts."""
     shape = list(tensor.shape)
     rows = shape[dim]
     size = shape[dim] = max(1, count(torch.Size([rows])))
     places = tensor.new_empty(rows, dtype=torch.int64)
-    return tensor.new_empty(shape), places, tensor.new_empty(rows, dtype=torch.int64)[:size]
+    # The kernel stacks the parts and moves their dimension back.
+    order = [dim % len(shape), *(one for one in range(len(shape)) if one != dim % len(shape))]
+    made = tensor.new_empty_strided(shape, _make_strides(shape, order))
+    return made, places, tensor.new_empty(rows, dtype=torch.int64)[:size]
 
 
 def _assume_distinct(
@@ -995,9 +1007,9 @@ def assume_shape(
     """
     tensor, name = arguments[0], find_name(operator)
     if name == "nonzero":
-        value = find(tensor)
+        value, dims = find(tensor), tensor.dim()
         size = count(tensor.shape) if value is None else count_true(value, tensor.shape)
-        return tensor.new_empty((size, tensor.dim()), dtype=torch.int64)
+        return tensor.new_empty_strided((size, dims), (1, size), dtype=torch.int64)
     if name == "masked_select":
         shape = torch.broadcast_shapes(tensor.shape, arguments[1].shape)
         value = find(arguments[1])
