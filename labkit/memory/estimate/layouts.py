@@ -239,9 +239,13 @@ def iterate(result: Any, tensors: list[Any], *, alone: bool = True, casts: bool 
         if all(one == first for one in steps):
             return first
     spread = [_spread(*one, shape) for one in zip(tensors, steps, strict=True)]
-    order = _sort_dimensions(shape, spread)
+    return _pack(shape, spread)
+
+
+def _pack(shape: torch.Size, inputs: list[Any]) -> Strides:
+    """Strides without gaps, in the order of the inputs' dimensions."""
     strides, reached = [0] * len(shape), 1
-    for dim in order:
+    for dim in _sort_dimensions(shape, inputs):
         strides[dim] = reached
         reached *= shape[dim]
     return tuple(strides)
@@ -257,7 +261,7 @@ def _find_steps(tensor: Any, dtype: torch.dtype, *, casts: bool) -> Strides:
         or _is_dense(tensor)
     ):
         return tuple(tensor.stride())
-    return _lay(tensor, suggest_memory_format(tensor))
+    return _pack(tensor.shape, [tensor.stride()])
 
 
 def _spread(tensor: Any, steps: Strides, shape: torch.Size) -> list[int]:
@@ -267,7 +271,7 @@ def _spread(tensor: Any, steps: Strides, shape: torch.Size) -> list[int]:
     return [0] * missing + [0 if size == 1 != whole else step for size, step, whole in sizes]
 
 
-def _sort_dimensions(shape: torch.Size, inputs: list[list[int]]) -> list[int]:
+def _sort_dimensions(shape: torch.Size, inputs: list[Any]) -> list[int]:
     """The order of the dimensions in memory, the innermost first: reorder_dimensions()."""
 
     def compare(inner: int, outer: int) -> int:
