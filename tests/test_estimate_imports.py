@@ -333,8 +333,10 @@ def run_module(path):
     return runpy.run_module("labkit_late")["TABLE"]
 
 
+@pytest.mark.parametrize("caches", [False, True])
 @pytest.mark.parametrize("load", [load_by_hand, execute_by_hand, run_path, run_module])
-def test_what_the_step_loads_by_hand_is_forgotten(load, empty):
+def test_what_the_step_loads_by_hand_is_forgotten(load, caches, empty, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", not caches)
     (empty / "labkit_late.py").write_text(SMALL)
     step = lambda: use(load(empty / "labkit_late.py"))  # noqa: E731
     assert estimate_memory(lambda: step).notes == ()

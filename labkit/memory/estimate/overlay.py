@@ -168,11 +168,16 @@ class FileOverlay:
         """``io.open_code``, by which modules are read."""
         return OPEN_CODE(self.find(path))
 
+    def _open_data(self, file: Any, mode: str = "r", *options: Any) -> Any:
+        """``io.FileIO``, by which importlib reads other files; it writes bytecode by it, too."""
+        reads = mode == "r" and not isinstance(file, int)
+        return io.FileIO(self.find(file) if reads else file, mode, *options)
+
     def _find_modules(self) -> dict[Any, dict[str, Any]]:
         """What importlib uses to find and read files: it takes functions of C itself."""
         system = self.functions[os]
         names = {name: system[name] for name in ("stat", "listdir", "getcwd")}
-        files = {"open_code": self._open_code, "FileIO": self._open_code}
+        files = {"open_code": self._open_code, "FileIO": self._open_data}
         return {
             IMPORTING: {"_os": _Changed(IMPORTING._os, names), "_io": _Changed(io, files)},
             zipimport: {"_io": _Changed(io, files)},
