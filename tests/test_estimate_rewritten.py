@@ -85,6 +85,13 @@ STEPS = {
         _ban(model(rows)), torch.zeros(len(rows) * rows.size(1), dtype=torch.long)
     ),
     "nested": lambda model, rows: _write_nested(model(rows)).sum(),
+    "temperature": lambda model, rows: nn.functional.cross_entropy(
+        model(rows).div_(2).flatten(0, 1), torch.zeros(len(rows) * rows.size(1), dtype=torch.long)
+    ),
+    "activation": lambda model, rows: (
+        nn.functional.silu(model(rows), inplace=True)[..., :10].square().mean()
+    ),
+    "residual": lambda model, rows: model(rows)[..., :16].add_(rows).mean(),
 }
 
 

@@ -43,7 +43,7 @@ class RewrittenViews:
                 self._again.add(number)
         self.follows = False
         sees = getattr(operator, "is_view", False) and is_strided(arguments[0])
-        alone = sees and is_alone(arguments[0])
+        alone = sees and _is_freed(arguments[0])
         try:
             result = tracer.__torch_dispatch__(operator, types, arguments, named)
             if not sees or not isinstance(result, torch.Tensor):
@@ -70,6 +70,16 @@ class RewrittenViews:
 def is_strided(value: Any) -> bool:
     """True for a tensor that has a storage."""
     return isinstance(value, torch.Tensor) and value.layout is torch.strided
+
+
+def _is_freed(gradient: Any) -> bool:
+    """True for a gradient that nothing needs once it is copied, also for a view of such a one."""
+    if not gradient._is_view():
+        return is_alone(gradient)
+    storage = gradient.untyped_storage()
+    whole = storage.nbytes() == gradient.nbytes
+    # The view has the storage too.
+    return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE + 1)
 
 
 def is_alone(tensor: Any) -> bool:
