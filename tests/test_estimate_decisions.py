@@ -6,21 +6,9 @@ from torch import nn
 
 from labkit import estimate_memory
 from labkit.errors import UsageError
-from labkit.memory.track.counters import TensorCounter
+from tests.fakes.steps import measure_twice
 
 ROWS, WIDTH, EXPERTS = 400, 64, 4
-
-
-def measure_peak(make_step):
-    counter = TensorCounter()
-    counter.reset()
-    try:
-        step = make_step()
-        step()
-        step()
-    finally:
-        reading = counter.read()
-    return reading.peak_bytes
 
 
 def make_layer():
@@ -92,7 +80,7 @@ def grow_otherwise():
     "make_step", [keep_quantile, route_to_experts, grow_by_a_mean, grow_otherwise]
 )
 def test_where_selecting_nothing_fails_everything_is_the_upper_end(make_step):
-    estimate, measured = estimate_memory(make_step), measure_peak(make_step)
+    estimate, measured = estimate_memory(make_step), measure_twice(make_step)
     assert estimate.obstacle is None
     # Before the error, the way of nothing has the layer and its result.
     assert WIDTH * WIDTH * 4 < estimate.lowest_bytes <= measured + 64
@@ -115,7 +103,7 @@ def test_where_selecting_everything_fails_nothing_is_a_lower_bound():
 
     estimate = estimate_memory(make_step)
     assert "one way only" in str(estimate.obstacle)
-    assert estimate.peak_bytes <= measure_peak(make_step)
+    assert estimate.peak_bytes <= measure_twice(make_step)
 
 
 def test_a_branch_that_cannot_be_followed_makes_a_lower_bound_of_what_was_reached():
@@ -136,7 +124,7 @@ def test_a_branch_that_cannot_be_followed_makes_a_lower_bound_of_what_was_reache
 
     estimate = estimate_memory(make_step)
     assert "one way only" in str(estimate.obstacle)
-    assert estimate.peak_bytes == sum(estimate.kinds.values()) <= measure_peak(make_step)
+    assert estimate.peak_bytes == sum(estimate.kinds.values()) <= measure_twice(make_step)
 
 
 def find_times(read):
@@ -169,7 +157,7 @@ def test_what_item_reads_is_one_selected_element(name):
     make_step = find_times(READINGS[name])
     estimate = estimate_memory(make_step)
     assert estimate.obstacle is None and estimate.lowest_bytes == estimate.peak_bytes
-    assert estimate.peak_bytes == pytest.approx(measure_peak(make_step), rel=0.005)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), rel=0.005)
 
 
 def test_item_of_many_elements_stays_an_error_of_the_step():
@@ -212,7 +200,7 @@ def serve_experts(choose):
 )
 def test_different_numbers_are_known_by_their_limits(choose):
     make_step = serve_experts(choose)
-    estimate, measured = estimate_memory(make_step), measure_peak(make_step)
+    estimate, measured = estimate_memory(make_step), measure_twice(make_step)
     assert estimate.obstacle is None
     assert estimate.lowest_bytes - 64 <= measured <= estimate.peak_bytes + 64
     # Not as many experts as rows.
@@ -223,7 +211,7 @@ def test_numbers_without_limits_are_an_obstacle_as_an_index():
     make_step = serve_experts(lambda scores, given: (scores.sum(1).sigmoid() * EXPERTS).long())
     estimate = estimate_memory(make_step)
     assert "reads a value" in estimate.obstacle.reason
-    assert estimate.peak_bytes <= measure_peak(make_step)
+    assert estimate.peak_bytes <= measure_twice(make_step)
 
 
 PLACES = {
@@ -251,7 +239,7 @@ def test_a_tensor_is_split_at_known_places(name):
 
     estimate = estimate_memory(make_step)
     assert estimate.obstacle is None and estimate.lowest_bytes is None
-    assert estimate.peak_bytes == pytest.approx(measure_peak(make_step), rel=0.005)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), rel=0.005)
 
 
 def test_a_tensor_is_split_at_unknown_places_both_ways():
@@ -267,4 +255,4 @@ def test_a_tensor_is_split_at_unknown_places_both_ways():
 
     estimate = estimate_memory(make_step)
     assert estimate.obstacle is None
-    assert estimate.lowest_bytes <= measure_peak(make_step) <= estimate.peak_bytes + 64
+    assert estimate.lowest_bytes <= measure_twice(make_step) <= estimate.peak_bytes + 64

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from labkit import estimate_memory
-from labkit.memory.track.counters import TensorCounter
+from tests.fakes.steps import measure_twice
 
 VIEWS = {
     "view": lambda base: base.view(8, 100, 128),
@@ -37,22 +37,10 @@ LOSSES = {
 }
 
 
-def measure_step(make_step):
-    counter = TensorCounter()
-    counter.reset()
-    try:
-        step = make_step()
-        step()
-        step()
-    finally:
-        reading = counter.read()
-    return reading.peak_bytes
-
-
 def compare(make_step):
     estimate = estimate_memory(make_step)
     assert estimate.obstacle is None and estimate.lowest_bytes is None
-    assert estimate.peak_bytes == pytest.approx(measure_step(make_step), rel=0.005)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), rel=0.005)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -72,7 +60,7 @@ def test_writes_into_a_view_take_what_they_take(view, loss):
 
             return step
 
-        estimate, measured = estimate_memory(make_step), measure_step(make_step)
+        estimate, measured = estimate_memory(make_step), measure_twice(make_step)
         if abs(estimate.peak_bytes - measured) > 0.005 * measured:
             wrong.append((name, estimate.peak_bytes, measured))
     assert wrong == []

@@ -10,6 +10,7 @@ from labkit.memory.estimate.strides import find_name
 from labkit.memory.estimate.values import KNOWN_ELEMENTS
 from labkit.memory.track.counters import TensorCounter
 from labkit.memory.track.storages import list_tensors
+from tests.fakes.steps import measure_twice
 
 ATEN = torch.ops.aten
 SIZES = (300, 200)
@@ -51,6 +52,7 @@ def make_values(layout, other):
 
 
 def measure_peak(run):
+    """The bytes of all tensors that it has at a time, and its result."""
     counter = TensorCounter()
     counter.reset()
     try:
@@ -115,15 +117,6 @@ STEPS = {
 }
 
 
-def measure_step(make_step):
-    def run():
-        step = make_step()
-        step()
-        step()
-
-    return measure_peak(run)[0]
-
-
 @pytest.mark.parametrize("name", STEPS)
 def test_a_known_mask_has_one_figure(name, threads):
     numbers = torch.rand(SIZES, generator=torch.Generator().manual_seed(5)).tolist()
@@ -140,7 +133,7 @@ def test_a_known_mask_has_one_figure(name, threads):
 
     estimate = estimate_memory(make_step)
     assert estimate.obstacle is None and estimate.lowest_bytes is None
-    assert estimate.peak_bytes == pytest.approx(measure_step(make_step), rel=0.002)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), rel=0.002)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -155,7 +148,7 @@ def test_an_unknown_mask_has_a_range_around_the_truth(name, threads):
 
         return step
 
-    estimate, measured = estimate_memory(make_step), measure_step(make_step)
+    estimate, measured = estimate_memory(make_step), measure_twice(make_step)
     assert estimate.obstacle is None
     assert estimate.lowest_bytes - 64 <= measured <= estimate.peak_bytes + 64
 
@@ -193,7 +186,7 @@ def test_a_known_mask_stays_known_where_it_is_expanded(name, threads):
     taken, estimate = measure_peak(lambda: estimate_memory(make_step))
     assert taken < 8 * 128 * 512  # the bytes of a mask of all elements
     assert estimate.obstacle is None and estimate.lowest_bytes is None
-    assert estimate.peak_bytes == pytest.approx(measure_step(make_step), rel=0.002)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), rel=0.002)
 
 
 def test_a_matrix_is_turned_in_a_block():
@@ -203,5 +196,5 @@ def test_a_matrix_is_turned_in_a_block():
 
     estimate = estimate_memory(make_step)
     taken = 2 * 4 * 300 * 200 + 4 * 60 * 60
-    assert estimate.peak_bytes == pytest.approx(measure_step(make_step), abs=64)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), abs=64)
     assert estimate.peak_bytes > taken

@@ -22,8 +22,8 @@ from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.estimate.selecting import SCATTERED
 from labkit.memory.track.counters import TensorCounter
 from labkit.memory.track.storages import list_tensors
-from labkit.memory.track.tracker import track_memory
 from tests.fakes.operators import survey
+from tests.fakes.steps import measure_twice
 
 ATEN = torch.ops.aten
 # The samples of each operator that are compared.
@@ -145,14 +145,6 @@ STEPS = {
 }
 
 
-def measure_step(make_step):
-    with track_memory("cpu", tensors=True) as tracked:
-        step = make_step()
-        step()
-        step()
-    return tracked.use.find_span("tensors").peak_bytes
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", STEPS)
 def test_copies_of_expanded_and_permuted_gradients_are_counted(name, threads):
@@ -161,7 +153,7 @@ def test_copies_of_expanded_and_permuted_gradients_are_counted(name, threads):
     try:
         estimate = estimate_memory(STEPS[name])
         assert estimate.lowest_bytes is None and estimate.obstacle is None
-        assert estimate.peak_bytes == pytest.approx(measure_step(STEPS[name]), rel=0.002)
+        assert estimate.peak_bytes == pytest.approx(measure_twice(STEPS[name]), rel=0.002)
     finally:
         torch.set_num_threads(before)
 
@@ -172,14 +164,14 @@ def test_what_is_too_large_is_measured_on_fewer_samples(monkeypatch):
     make_step = train(enlarge("bilinear"), 3, 37, 41, batch=16)
     estimate = estimate_memory(make_step)
     assert estimate.lowest_bytes is None
-    assert estimate.peak_bytes == pytest.approx(measure_step(make_step), rel=0.002)
+    assert estimate.peak_bytes == pytest.approx(measure_twice(make_step), rel=0.002)
 
 
 def test_what_cannot_be_measured_is_an_interval(monkeypatch):
     monkeypatch.setattr(measured, "MOST_BYTES", 2**10)
     monkeypatch.setattr(measured, "_measured", {})
     make_step = train(Scaled, 4, 61, 43, batch=1)
-    estimate, peak = estimate_memory(make_step), measure_step(make_step)
+    estimate, peak = estimate_memory(make_step), measure_twice(make_step)
     assert estimate.obstacle is None
     assert estimate.lowest_bytes < peak <= estimate.peak_bytes
     assert "upsample_bilinear2d_backward may copy arguments" in estimate.notes[0]
@@ -189,7 +181,7 @@ def test_a_doubt_beside_what_has_no_figure_is_a_lower_bound(monkeypatch):
     monkeypatch.setattr(measured, "MOST_BYTES", 2**10)
     monkeypatch.setattr(measured, "_measured", {})
     make_step = train(enlarge("bilinear"), 3, 61, 43, batch=1)
-    estimate, peak = estimate_memory(make_step), measure_step(make_step)
+    estimate, peak = estimate_memory(make_step), measure_twice(make_step)
     assert estimate.obstacle.operator == "aten.convolution.default"
     assert estimate.lowest_bytes == estimate.peak_bytes < peak
 

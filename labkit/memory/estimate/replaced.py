@@ -20,7 +20,7 @@ from labkit.memory.estimate.operators import (
     reverse_ctc,
     reverse_gru,
 )
-from labkit.memory.estimate.rewritten import is_alone
+from labkit.memory.estimate.rewritten import owns_storage
 from labkit.memory.estimate.whole import is_called_by_engine
 from labkit.memory.track.frames import is_user_file
 
@@ -112,7 +112,7 @@ def writes_in_place(operator: Any, arguments: Any) -> bool:
         may_write = not name.startswith(OUT_OF_PLACE)
     if not may_write or written.layout is not torch.strided or not is_called_by_engine():
         return False
-    return is_alone(written)
+    return owns_storage(written)
 
 
 def _reuses_logits(arguments: Any) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch._C._autograd import _get_sequence_nr
 
+from labkit.memory.estimate.whole import ALONE, is_alone
+
 ATEN = torch.ops.aten
-# How often a storage is held that only one tensor has: by it, and by Python's object for it.
-ALONE = 2
 
 
 class RewrittenViews:
@@ -75,15 +75,16 @@ def is_strided(value: Any) -> bool:
 def _is_freed(gradient: Any) -> bool:
     """True for a gradient that nothing needs once it is copied, also for a view of such a one."""
     if not gradient._is_view():
-        return is_alone(gradient)
-    storage = gradient.untyped_storage()
-    whole = storage.nbytes() == gradient.nbytes
+        return owns_storage(gradient)
     # The view has the storage too.
-    return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE + 1)
+    uses = torch._C._storage_Use_Count(gradient.untyped_storage()._cdata)
+    return _is_whole(gradient) and bool(uses <= ALONE + 1)
 
 
-def is_alone(tensor: Any) -> bool:
-    """True for a gradient that nothing else holds, and that is all of its storage."""
-    storage = tensor.untyped_storage()
-    whole = storage.nbytes() == tensor.nbytes
-    return bool(whole and torch._C._storage_Use_Count(storage._cdata) <= ALONE)
+def owns_storage(tensor: Any) -> bool:
+    """True for a tensor that nothing else holds, and that is all of its storage."""
+    return _is_whole(tensor) and is_alone(tensor)
+
+
+def _is_whole(tensor: Any) -> bool:
+    return bool(tensor.untyped_storage().nbytes() == tensor.nbytes)
