@@ -1,4 +1,4 @@
-"""Operators that select by values, on which the size of their results depends: what they take.
+"""Operators that select by values: the size that their results have, and what they take for it.
 
 The figures of the CPU are those of its kernels (aten/src/ATen/native: ``Unique.cpp``,
 ``TensorAdvancedIndexing.cpp``); tests/test_estimate_selecting.py measures each of them.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from labkit.memory.estimate.operators import PARALLEL_ELEMENTS
+from labkit.memory.estimate.strides import find_name
 from labkit.memory.track.storages import list_tensors
 
 # The operator that `count_scattered` is for: what it takes depends on values, known or assumed.
@@ -147,3 +148,123 @@ SELECTING: dict[str, Callable[[Any, list[Any]], int]] = {
     "masked_select": _count_masked_select,
     "index": _count_places,
 }
+
+
+def _list_masks(operator: Any, arguments: Any) -> list[Any]:
+    """The masks by which an index, ``masked_select`` or ``nonzero`` selects."""
+    if operator._schema.name == "aten::masked_select":
+        return [arguments[1]]
+    if operator._schema.name == "aten::nonzero":
+        return [arguments[0]]
+    if operator._schema.name != "aten::index":
+        return []
+    return [one for one in arguments[1] if one is not None and one.dtype is torch.bool]
+
+
+def selects_by_known(operator: Any, arguments: Any, find: Callable[[Any], Any]) -> bool:
+    """True where all masks that select have known values; ``find`` returns them, or None."""
+    masks = _list_masks(operator, arguments)
+    return bool(masks) and all(find(one) is not None for one in masks)
+
+
+def count_values(
+    operator: Any, arguments: Any, named: Any, count: Callable[[Any, int], int | None]
+) -> Any:
+    """The result of ``bincount``, whose length ``count`` returns for its values and least length.
+
+    None for another operator, and where the length is not known.
+    """
+    if operator._schema.name != "aten::bincount":
+        return None
+    values, weights = arguments[0], arguments[1] if len(arguments) > 1 else named.get("weights")
+    size = count(values, arguments[2] if len(arguments) > 2 else named.get("minlength", 0))
+    if size is None:
+        return None
+    single = weights is not None and weights.dtype is torch.float32
+    other = torch.float32 if single else torch.float64
+    return values.new_empty(size, dtype=torch.int64 if weights is None else other)
+
+
+def _assume_unique(tensor: Any, size: int, inverse: bool = False, counts: bool = False) -> Any:
+    """What ``unique`` returns of ``size`` values."""
+    places = tensor.new_empty(tensor.shape if inverse else 0, dtype=torch.int64)
+    return tensor.new_empty(size), places, tensor.new_empty(size * counts, dtype=torch.int64)
+
+
+def _assume_consecutive(tensor: Any, size: int, inverse: bool = False, counts: bool = False) -> Any:
+    """What ``unique_consecutive`` returns of ``size`` values: the beginning of place for all."""
+    places = tensor.new_empty(tensor.shape if inverse else 0, dtype=torch.int64)
+    whole = tensor.new_empty(tensor.numel() * counts, dtype=torch.int64)
+    return tensor.new_empty(tensor.numel())[:size], places, whole[: size * counts]
+
+
+def _make_strides(shape: Sequence[int], order: Iterable[int]) -> list[int]:
+    """The strides of a tensor without gaps, whose dimensions lie in this order, outermost first."""
+    strides, reached = [0] * len(shape), 1
+    for dim in reversed(list(order)):
+        strides[dim] = reached
+        reached *= max(1, shape[dim])
+    return strides
+
+
+def _assume_parts(tensor: Any, dim: int, count: Callable[[torch.Size], int]) -> Any:
+    """What ``unique`` returns of the parts along a dimension, always with places and counts."""
+    shape = list(tensor.shape)
+    rows = shape[dim]
+    size = shape[dim] = max(1, count(torch.Size([rows])))
+    places = tensor.new_empty(rows, dtype=torch.int64)
+    # The kernel stacks the parts and moves their dimension back.
+    order = [dim % len(shape), *(one for one in range(len(shape)) if one != dim % len(shape))]
+    made = tensor.new_empty_strided(shape, _make_strides(shape, order))
+    return made, places, tensor.new_empty(rows, dtype=torch.int64)[:size]
+
+
+def _assume_distinct(
+    name: str, tensor: Any, arguments: Any, count: Callable[[torch.Size], int]
+) -> Any:
+    if name == "_unique2":
+        return _assume_unique(tensor, max(1, count(tensor.shape)), *arguments[2:4])
+    parts = name == "unique_dim"
+    whole = name == "unique_consecutive" and len(arguments) < 4
+    if not (parts or whole) or tensor.device.type != "cpu":
+        return None
+    if parts:
+        return _assume_parts(tensor, arguments[1], count)
+    return _assume_consecutive(tensor, max(1, count(tensor.shape)), *arguments[1:3])
+
+
+def assume_shape(
+    operator: Any,
+    arguments: Any,
+    named: Any,
+    *,
+    count: Callable[[torch.Size], int],
+    find: Callable[[Any], Any],
+) -> Any:
+    """The result of an operator whose size depends on values.
+
+    ``count`` returns how many elements are selected of those of a shape. ``find`` returns the
+    values of a mask, None if they are unknown: what an index selects by known values has the real
+    size. Returns None for an operator that is not known here.
+    """
+    tensor, name = arguments[0], find_name(operator)
+    if name == "nonzero":
+        value, dims = find(tensor), tensor.dim()
+        size = count(tensor.shape) if value is None else count_true(value, tensor.shape)
+        return tensor.new_empty_strided((size, dims), (1, size), dtype=torch.int64)
+    if name == "masked_select":
+        shape = torch.broadcast_shapes(tensor.shape, arguments[1].shape)
+        value = find(arguments[1])
+        return tensor.new_empty(count(shape) if value is None else count_true(value, shape))
+    if name == "index":
+        places: list[Any] = []
+        for one in arguments[1]:
+            if one is None or one.dtype is not torch.bool:
+                places.append(one)
+            else:
+                value = find(one)
+                size = count(one.shape) if value is None else count_true(value, one.shape)
+                chosen = one.new_zeros(size, dtype=torch.int64)
+                places += [chosen] * one.dim()
+        return operator(tensor, places, **named)
+    return _assume_distinct(name, tensor, arguments, count)

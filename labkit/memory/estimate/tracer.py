@@ -75,10 +75,13 @@ from labkit.memory.estimate.results import (
 from labkit.memory.estimate.rewritten import RewrittenViews, is_strided
 from labkit.memory.estimate.selecting import (
     SCATTERED,
+    assume_shape,
     count_distinct,
     count_scattered,
     count_selecting,
     count_true,
+    count_values,
+    selects_by_known,
 )
 from labkit.memory.estimate.strides import count_copies, count_cuda_copies, find_name
 from labkit.memory.estimate.updates import WholeUpdates
@@ -87,15 +90,12 @@ from labkit.memory.estimate.values import (
     READ_VALUE,
     Assumptions,
     KnownValues,
-    assume_shape,
-    count_values,
     is_constant,
     is_real,
     is_view,
     may_be_known,
     pack_padded,
     repeats_known,
-    selects_by_known,
     shape_ctc,
 )
 from labkit.memory.estimate.whole import RECURRENT, WholeCalls, is_called_by_engine
