@@ -13,6 +13,7 @@ import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.play import estimate_memory
+from tests.fakes.steps import measure_twice
 
 BATCHES = [torch.full((4, 8), float(place)) for place in range(8)]
 
@@ -496,3 +498,31 @@ def test_a_module_that_a_step_imports_keeps_nothing_of_the_simulation(tmp_path, 
     exec(LATE, expected)
     names = expected.keys() - {"__builtins__"}
     assert {name: vars(late)[name] for name in names} == {name: expected[name] for name in names}
+
+
+ARRAY = np.ones((40, 400), np.float32)
+MADE = {
+    "from_numpy": lambda: torch.from_numpy(ARRAY),
+    "as_tensor": lambda: torch.as_tensor(ARRAY),
+    "asarray": lambda: torch.asarray(ARRAY)[1:],
+    "Tensor": lambda: torch.Tensor(ARRAY),
+    "frombuffer": lambda: torch.frombuffer(ARRAY, dtype=torch.float32).view(40, 400),
+    "tensor": lambda: torch.tensor(ARRAY),
+    "a list": lambda: torch.tensor(ARRAY.tolist()),
+    "converted": lambda: torch.from_numpy(ARRAY).double().float(),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_shares_the_memory_of_an_array_takes_none(name):
+    def make():
+        model = nn.Linear(400, 2)
+
+        def step():
+            model.zero_grad()
+            for _ in range(2):
+                model(MADE[name]() * 2).sum().backward()
+
+        return step
+
+    assert estimate_memory(make).peak_bytes == pytest.approx(measure_twice(make), rel=0.001)

@@ -8,14 +8,18 @@ import functools
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
-from labkit.memory.estimate.cuda import FakeMode
+from labkit.memory.estimate.cuda import FakeMode, find_number
 from labkit.memory.estimate.layouts import lay_out
 from labkit.memory.estimate.play import estimate_memory
+from labkit.memory.estimate.replaced import REPLACED
 from labkit.memory.estimate.strides import find_name
 from labkit.memory.track.storages import list_tensors
 from tests.fakes.operators import survey
+from tests.fakes.steps import measure_twice
 from tests.test_estimate_layouts import list_operators, make_arguments
 from tests.test_estimate_strides import expand, permute, record_calls
 
@@ -94,7 +98,8 @@ def differs(mode, operator, arguments, named):
         real = list_tensors(operator(*arguments, **named))
         fakes = tree_map_only(torch.Tensor, mode.from_tensor, (list(arguments), named))
         with mode:
-            made = list_tensors(lay_out(operator)(*fakes[0], **fakes[1]))
+            run = REPLACED.get(find_number(operator)) or lay_out(operator)
+            made = list_tensors(run(*fakes[0], **fakes[1]))
     except Exception:
         return None
     return not all(map(is_alike, real, made))
@@ -213,3 +218,59 @@ def test_what_depends_on_values_has_the_strides_of_the_kernels(capsys):
     estimate_memory(make_step)
     made = [one for one in capsys.readouterr().out.splitlines() if one.startswith("('")]
     assert list(map(ast.literal_eval, made[: len(real)])) == list(map(ast.literal_eval, real))
+
+
+def learn(use, *shape, order=(0, 2, 1)):
+    """What makes a step that differentiates by an input that is not contiguous."""
+
+    def make():
+        values = torch.ones(shape).permute(order).requires_grad_()
+        targets = torch.zeros(values.shape)
+
+        def step():
+            values.grad = None
+            use(values, targets).sum().backward()
+
+        return step
+
+    return make
+
+
+def normalize(train):
+    def use(values, _):
+        norm = nn.BatchNorm2d(values.size(1))
+        return norm.train(train)(values)
+
+    return use
+
+
+def project(values, _):
+    return functional.linear(values, torch.ones(128, values.size(2)), torch.ones(128))
+
+
+def multiply(values, _):
+    return values @ torch.ones(values.size(2), 128) + torch.ones(128)
+
+
+def add_after(values, _):
+    return functional.linear(values, torch.ones(128, values.size(2))) + torch.ones(128)
+
+
+TURNED = {
+    "trained norm": learn(normalize(True), 8, 16, 24, 32, order=(0, 1, 3, 2)),
+    "evaluated norm": learn(normalize(False), 8, 16, 24, 32, order=(0, 3, 1, 2)),
+    "trained norm, channels last": learn(normalize(True), 8, 16, 24, 32, order=(0, 3, 1, 2)),
+    "linear": learn(project, 8, 64, 96),
+    "product and bias": learn(multiply, 8, 64, 96),
+    "linear, and a bias": learn(add_after, 8, 64, 96),
+    **{name: learn(getattr(functional, name), 8, 64, 96) for name in (
+        "mse_loss", "smooth_l1_loss", "huber_loss", "l1_loss", "soft_margin_loss",
+    )},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_gradients_of_what_is_permuted_are_laid_out_as_by_the_kernels(name):
+    estimate = estimate_memory(TURNED[name])
+    assert estimate.lowest_bytes is None and estimate.obstacle is None
+    assert estimate.peak_bytes == measure_twice(TURNED[name])

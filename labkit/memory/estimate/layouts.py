@@ -17,11 +17,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from labkit.memory.estimate.strides import find_name
 
 Strides = tuple[int, ...]
+# Channels last, by the number of dimensions.
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Batch norm on the CPU: its result is contiguous, or channels last.
 NORMS = frozenset(
     """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
     _batch_norm_with_update _batch_norm_no_update""".split()  # noqa: SIM905
 )
+NORMS_BACKWARD = frozenset({"batch_norm_backward", "native_batch_norm_backward"})
 # Operators of single elements without torch's tag for them, and others that go the same way.
 UNTAGGED = frozenset(
     """complex elu_backward floor_divide hardsigmoid_backward hardswish hardswish_backward
@@ -37,15 +40,15 @@ FORMED = frozenset(
     """.split()  # noqa: SIM905
 )
 FORMED_BACKWARD = frozenset(
-    """batch_norm_backward native_batch_norm_backward native_group_norm_backward
-    reflection_pad2d_backward replication_pad2d_backward
+    """native_group_norm_backward reflection_pad2d_backward replication_pad2d_backward
     """.split()  # noqa: SIM905
 )
 # Operators whose results are contiguous: most are LEGACY_CONTIGUOUS_MEMORY_FORMAT in ATen.
 CONTIGUOUS = frozenset(
-    """huber_loss_backward isin log_sigmoid_forward _log_softmax _log_softmax_backward_data
-    masked_fill mse_loss_backward mvlgamma native_layer_norm native_layer_norm_backward normal
-    poisson rrelu_with_noise smooth_l1_loss_backward _standard_gamma""".split()  # noqa: SIM905
+    """_ctc_loss_backward huber_loss_backward isin log_sigmoid_forward _log_softmax
+    _log_softmax_backward_data masked_fill mse_loss_backward mvlgamma native_layer_norm
+    native_layer_norm_backward normal poisson rrelu_with_noise smooth_l1_loss_backward
+    _standard_gamma""".split()  # noqa: SIM905
 )
 # Operators whose results are as `empty_like` makes them of the argument at this place.
 LIKE = {
@@ -80,15 +83,19 @@ UNCAST = frozenset({"complex", "polar", "where"})
 
 
 @functools.cache
-def lay_out(operator: Any) -> Callable[..., Any]:
-    """The operator, if need be with a result that is laid out as the kernel does it."""
+def lay_out(operator: Any, run: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The operator, if need be with a result that is laid out as the kernel does it.
+
+    ``run`` is what computes the result in its place, if anything does.
+    """
+    simulate = run or operator
     find = _choose(operator)
     if find is None:
-        return operator  # type: ignore[no-any-return]
+        return simulate  # type: ignore[no-any-return]
 
     @functools.wraps(operator)
     def compute(*arguments: Any, **named: Any) -> Any:
-        result = operator(*arguments, **named)
+        result = simulate(*arguments, **named)
         form = named.get("memory_format", torch.preserve_format)
         if form not in {None, torch.preserve_format}:
             return result
@@ -142,13 +149,26 @@ def _find_norm(arguments: Any, result: Any) -> Strides | None:
         return None
     if result.dim() != values.dim():
         return None
-    forms = {4: torch.channels_last, 5: torch.channels_last_3d}
-    form = forms.get(values.dim(), torch.contiguous_format)
     if values.is_contiguous():
         return _lay(result)
-    if values.is_contiguous(memory_format=form):
-        return _lay(result, form)
+    if _is_last(values):
+        return _lay(result, LAST[values.dim()])
     return _find_form(0, arguments, result)
+
+
+def _find_norm_backward(arguments: Any, result: Any) -> Strides | None:
+    """Contiguous for contiguous values, if the gradient is laid out as they are."""
+    gradient, values = arguments[:2]
+    if values.device.type == "cpu" and values.is_contiguous() and result.dim() == values.dim():
+        packed = gradient.is_contiguous() or _is_last(gradient)
+        if packed and suggest_memory_format(gradient) is suggest_memory_format(values):
+            return _lay(result)
+    return _find_form(1, arguments, result)
+
+
+def _is_last(values: Any) -> bool:
+    form = LAST.get(values.dim())
+    return form is not None and bool(values.is_contiguous(memory_format=form))
 
 
 def _lay(result: Any, form: torch.memory_format = torch.contiguous_format) -> Strides:
@@ -301,6 +321,7 @@ def _sort_dimensions(shape: torch.Size, inputs: list[Any]) -> list[int]:
 FINDERS: dict[str, Callable[[Any, Any], Strides | None]] = {
     **dict.fromkeys(VIEWS, _find_view),
     **dict.fromkeys(NORMS, _find_norm),
+    **dict.fromkeys(NORMS_BACKWARD, _find_norm_backward),
     **dict.fromkeys(KEPT, _find_kept),
     **dict.fromkeys(CONTIGUOUS, _find_contiguous),
     **dict.fromkeys(FORMED, functools.partial(_find_form, 0)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import linecache
+import re
 import sys
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -11,7 +13,9 @@ from typing import Any
 
 import torch
 
+from labkit.memory.estimate.copies import is_fake
 from labkit.memory.estimate.cuda import find_number
+from labkit.memory.estimate.layouts import lay_out
 from labkit.memory.estimate.limits import LIMITED
 from labkit.memory.estimate.obstacles import FOLDER
 from labkit.memory.estimate.operators import (
@@ -34,6 +38,8 @@ KEEP_STORAGE = (
     torch.ops.aten.binary_cross_entropy.default,
 )
 ATEN = torch.ops.aten
+# The attribute of a fake storage whose elements are in the memory of an array.
+BORROWED = "labkit_borrowed"
 
 
 def find_numbers(operators: Iterable[Any]) -> frozenset[int]:
@@ -89,6 +95,7 @@ OF_LOGITS = {
 # Since torch 2.7.
 GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 # Files of torch in the stack between the code that reads a value and the dispatcher.
+LINEAR = re.compile(r"\blinear\(")
 PASSAGES = ("_ops.py", "_compile.py", "_tensor.py", "_dynamo/", "_subclasses/", "utils/")
 
 
@@ -141,22 +148,47 @@ def _may_add_bias(arguments: Any) -> bool:
     product, other = arguments[:2]
     # The other way round it is what forward-mode differentiation adds.
     vector = isinstance(other, torch.Tensor) and product.dim() > other.dim() == 1
-    return vector and find_reader()[0] == "nn/modules/linear.py"
+    return vector and _is_in_linear()
+
+
+def _is_in_linear() -> bool:
+    """True in a call of ``linear``, which adds its bias in place, and not in a sum with its result.
+
+    Both are called from the same line where a program adds the bias by hand.
+    """
+    running = find_caller(3)
+    if running is None:
+        return False
+    line = linecache.getline(running.f_code.co_filename, running.f_lineno, running.f_globals)
+    if not LINEAR.search(line):
+        return False
+    return not dis.opname[running.f_code.co_code[running.f_lasti]].startswith("BINARY_")
+
+
+def find_caller(depth: int) -> FrameType | None:
+    """The innermost frame that calls an operator, of a program or of torch's own modules.
+
+    ``depth`` is how many frames above this one the search begins.
+    """
+    running: FrameType | None = sys._getframe(depth)
+    while running is not None:
+        file = running.f_code.co_filename
+        if file.startswith(FOLDER):
+            if not file.removeprefix(FOLDER).startswith(PASSAGES):
+                return running
+        elif is_user_file(file):
+            return running
+        running = running.f_back
+    return None
 
 
 def find_reader() -> tuple[str, str]:
     """The file of torch, without its folder, and its line that read a value; else ("", "")."""
-    running: FrameType | None = sys._getframe(3)
-    while running is not None:
-        file = running.f_code.co_filename
-        if file.startswith(FOLDER):
-            path = file.removeprefix(FOLDER)
-            if not path.startswith(PASSAGES):
-                return path, linecache.getline(file, running.f_lineno).strip()
-        elif is_user_file(file):
-            break
-        running = running.f_back
-    return "", ""
+    running = find_caller(3)
+    file = "" if running is None else running.f_code.co_filename
+    if running is None or not file.startswith(FOLDER):
+        return "", ""
+    return file.removeprefix(FOLDER), linecache.getline(file, running.f_lineno).strip()
 
 
 def _keep_storage(loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -225,6 +257,18 @@ def _make_zeros(*arguments: Any, **named: Any) -> Any:
     return result
 
 
+def mark_borrowed(real: Any, fake: Any) -> Any:
+    """The fake tensor of a real one; what is an array's memory counts as none of torch's."""
+    if not real.untyped_storage().resizable():
+        setattr(fake.untyped_storage(), BORROWED, True)
+    return fake
+
+
+def _lift(real: Any) -> Any:
+    made = ATEN.lift_fresh.default(real)
+    return made if is_fake(real) else mark_borrowed(real, made)
+
+
 DRAWN_ALIKE = (
     ATEN._sample_dirichlet.default,
     ATEN._dirichlet_grad.default,
@@ -238,17 +282,13 @@ LOSSES_BACKWARD = (
     ATEN.huber_loss_backward.default,
 )
 # By the operators' numbers.
-REPLACED: dict[int, Callable[..., Any]] = {
-    find_number(one): make(one)
-    for make, operators in (
-        (_keep_storage, KEEP_STORAGE),
-        (_draw_alike, DRAWN_ALIKE),
-        (_allow_nothing, LOSSES_BACKWARD),
-    )
-    for one in operators
-}
+REPLACED: dict[int, Callable[..., Any]] = {}
 _COMPUTED: dict[Any, Callable[..., Any]] = {
+    **{one: _keep_storage(one) for one in KEEP_STORAGE},
+    **{one: _draw_alike(one) for one in DRAWN_ALIKE},
+    **{one: _allow_nothing(one) for one in LOSSES_BACKWARD},
     ATEN._efficientzerotensor.default: _make_zeros,
+    ATEN.lift_fresh.default: _lift,
     ATEN.col2im.default: _keep_columns(ATEN.col2im.default),
     GROUPED: _multiply_groups,
     ATEN._thnn_fused_gru_cell.default: compute_gru,
@@ -259,6 +299,6 @@ _COMPUTED: dict[Any, Callable[..., Any]] = {
 }
 for _operator, _compute in _COMPUTED.items():
     if _operator is not None:
-        REPLACED[find_number(_operator)] = functools.wraps(_operator)(_compute)
+        REPLACED[find_number(_operator)] = lay_out(_operator, functools.wraps(_operator)(_compute))
 # Operators for which another function may run, or which need a note.
 CHANGED = frozenset((*REPLACED, *IN_PLACE, *OF_LOGITS, *PRODUCTS_OF_ALL))

@@ -348,14 +348,14 @@ SEQUENCES = (list, tuple, torch.Size)
 
 
 def _is_new(value: Any) -> bool:
-    """True for a real tensor as ``torch.tensor`` makes it."""
-    return (
-        type(value) is torch.Tensor
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and not value.requires_grad
-        and value.untyped_storage().nbytes() == value.numel() * value.element_size()
-    )
+    """True for a real tensor as ``torch.tensor`` makes it, with memory of its own."""
+    if type(value) is not torch.Tensor or value.layout is not torch.strided:
+        return False
+    if value.device.type != "cpu" or value.requires_grad:
+        return False
+    storage = value.untyped_storage()
+    whole = storage.nbytes() == value.numel() * value.element_size()
+    return whole and bool(storage.resizable())
 
 
 def _take_index(arguments: Any) -> tuple[Any, int]:

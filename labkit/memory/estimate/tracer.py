@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from labkit.memory.estimate.allocator import round_request
 from labkit.memory.estimate.copies import is_fake
@@ -44,6 +45,7 @@ from labkit.memory.estimate.operators import (
 )
 from labkit.memory.estimate.replaced import (
     ATEN,
+    BORROWED,
     CHANGED,
     DRAWN,
     FEW,
@@ -56,6 +58,7 @@ from labkit.memory.estimate.replaced import (
     change,
     find_numbers,
     find_reader,
+    mark_borrowed,
     writes_in_place,
 )
 from labkit.memory.estimate.results import (
@@ -166,6 +169,8 @@ class FakeTracer(StorageTracer):
         # the fake ones in their places, which torch itself only remembers weakly.
         self.lasting: Container[int] = ()
         self._fakes: dict[int, tuple[Any, Any]] = {}
+        # Those of the step's own real tensors, as long as each exists.
+        self._own = WeakTensorKeyDictionary()
         self._drop = self._dead.append
         # Once the step has written into a view.
         self._rewritten: RewrittenViews | None = None
@@ -380,9 +385,10 @@ class FakeTracer(StorageTracer):
         # Above are this function, _repeat and __torch_dispatch__.
         needed = allocates or _is_grad_enabled()
         frames = self._find_forward_frames(3) if needed else ()
-        if operator is LIFT:
-            self._add_new(taken[0], "other", frames)
-        known, watch = self.find_storages(taken, collects=call.collects), self._watch
+        watch = self._watch
+        if operator is LIFT:  # its result is the new storage
+            return watch.name_forward(taken, ("other",)), frames, False
+        known = self.find_storages(taken, collects=call.collects)
         if watch._depth and len(known) < 2:  # the usual case
             return "activations", frames, False
         categories = {one.category for one in known}
@@ -689,6 +695,8 @@ class FakeTracer(StorageTracer):
         return None
 
     def _measure(self, tensor: Any) -> int:
+        if hasattr(tensor.untyped_storage(), BORROWED):
+            return 0
         count = super()._measure(tensor)
         return round_request(count) if tensor.device.type == "cuda" else count
 
@@ -737,11 +745,30 @@ class FakeTracer(StorageTracer):
         if type(tensor) not in PLAIN or tensor.layout is not torch.strided:
             return tensor
         if not (type(tensor) is torch.nn.Parameter or find_number(tensor) in self.lasting):
-            return tensor  # the step's own, such as one of an array
+            return self._find_own(tensor)
         made = self._fakes.get(find_number(tensor))
         if made is None and tensor.device.type == "cpu":
             made = self._fakes[find_number(tensor)] = tensor, self._mode.from_tensor(tensor)
         return tensor if made is None else made[1]
+
+    def _find_own(self, tensor: Any) -> Any:
+        """The same for a real tensor of the step's own, such as one of an array."""
+        if tensor.device.type != "cpu" or is_fake(tensor):
+            return tensor
+        made = self._own.get(tensor)
+        if made is None:
+            made = self._own[tensor] = mark_borrowed(tensor, self._mode.from_tensor(tensor))
+        return made
+
+    def _take_in(
+        self, operator: Any, arguments: tuple[Any, ...], taken: list[Any]
+    ) -> tuple[str, tuple[Frame, ...], bool]:
+        if operator is not LIFT:
+            return super()._take_in(operator, arguments, taken)
+        # Its result is in the place of the real tensor.
+        self._bury()
+        frames, backward = self._find_frames()
+        return self._watch.name_result(taken, ("other",)), frames, backward
 
     def _guard_parameter(self, tensor: Any) -> None:
         """Lets the step read a real parameter, such as a teacher's, and not train it."""
