@@ -1,13 +1,19 @@
-"""Recurrent layers and cells as whole calls: as the profiler measures, and as by their parts."""
+"""Calls that are whole, or run by their parts: recurrent layers, and operators of functions."""
 
 from __future__ import annotations
 
 import functools
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops.associative_scan import associative_scan
+from torch._higher_order_ops.map import map as map_each
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from labkit.memory.estimate import tracer, whole
@@ -458,3 +464,35 @@ def test_a_number_may_be_the_first_of_two_operands(monkeypatch):
         return step
 
     judge_exactly(make_step, monkeypatch, tolerance=0.001)  # a number takes 4 bytes
+
+
+def score(scores, sample, head, row, column):
+    return scores + (row - column)
+
+
+def repeat_sine(one):
+    first = torch.zeros(()), one
+    return while_loop(lambda n, two: n < 5, lambda n, two: (n + 1, two.sin()), first)[1]
+
+
+HIGHER = {
+    "flex_attention": lambda one: flex_attention(one, one, one, score_mod=score),
+    "cond": lambda one: torch.cond(one.sum() > 0, torch.sin, lambda two: (two * 3).cos(), (one,)),
+    "while_loop": repeat_sine,
+    "scan": lambda one: scan(lambda sums, two: (sums + two, (sums * two).sin()), one[0], one)[1],
+    "map": lambda one: map_each(lambda two: two.sin() * 2, one),
+    "associative_scan": lambda one: associative_scan(torch.add, one, dim=0, combine_mode="generic"),
+}
+
+
+@pytest.mark.parametrize("name", HIGHER)
+def test_operators_of_functions_are_followed_into_the_functions(name):
+    def make():
+        values = torch.ones(2, 4, 64, 16)
+        return lambda: HIGHER[name](values).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # flex_attention says that it is slow uncompiled
+        estimate, peak = estimate_memory(make), measure_twice(make)
+    assert estimate.obstacle is None
+    assert estimate.peak_bytes == pytest.approx(peak, rel=0.001)

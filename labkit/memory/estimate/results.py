@@ -427,7 +427,7 @@ def _collect_facts(operator: Any) -> Facts:
         in_place = loose and _is_in_place(operator._schema)
         mutates = _writes_first(operator._schema)
         carries = name in CARRYING or operator._schema.is_mutable
-    return Facts(
+    facts = Facts(
         number=number,
         name=name,
         loose=loose,
@@ -442,6 +442,8 @@ def _collect_facts(operator: Any) -> Facts:
         subset=number > 0 and name in SUBSETS and name not in PLACES and operator is not LIFT,
         **{name: find_number(operator) in ids for name, ids in _marked.items()},
     )
+    whole = isinstance(operator, torch._ops.HigherOrderOperator)
+    return facts._replace(parts=True) if whole else facts
 
 
 # The numbers of the operators whose facts have a mark of the tracer's, by the mark's name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Container, Iterator
 from typing import Any
@@ -137,6 +138,8 @@ _find_node, _is_inference = torch._C._current_autograd_node, torch.is_inference_
 _is_grad_enabled = torch.is_grad_enabled
 DEVICE = torch.ops.prim.device.default
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+# What runs an operator of functions, such as attention with a function of scores, uncompiled.
+EAGER = torch._C.DispatchKey.CompositeExplicitAutograd
 NOTED = PRODUCTS | set(CONVOLUTIONS)
 
 
@@ -259,6 +262,9 @@ class FakeTracer(StorageTracer):
             return functools.partial(_run_unseen, operator)
         if find_number(operator) in WHOLE and self._mode.placement == "cpu":
             return functools.partial(self.whole.call, operator)
+        if isinstance(operator, torch._ops.HigherOrderOperator):
+            kernel = operator.py_kernels.get(EAGER)
+            return None if kernel is None else functools.partial(_run_eagerly, kernel)
         if torch.is_inference_mode_enabled() and _is_composite(operator):
             return functools.partial(operator._op_dk, COMPOSITE)
         return None
@@ -810,6 +816,16 @@ def _entered(mode: Any) -> Iterator[None]:
         yield
     finally:
         TorchDispatchMode.__exit__(mode, None, None, None)
+
+
+def _run_eagerly(kernel: Any, *arguments: Any, **named: Any) -> Any:
+    """What an operator of functions does uncompiled; some refuse to be called under a mode."""
+    asked = "_get_current_dispatch_mode"
+    with contextlib.ExitStack() as stack:
+        if asked in kernel.__globals__:
+            module = sys.modules[kernel.__module__]
+            stack.enter_context(replace_attributes(module, **{asked: lambda: None}))
+        return kernel(*arguments, **named)
 
 
 def _is_view(value: Any) -> bool:
