@@ -271,6 +271,24 @@ HEADERS = {
     "bracket": ("title: [a\nb: c", r"line 2 \(title: \[a\)", "title: [a]"),
     "alias": ("title: *x", r"line 2 \(title: \*x\)", 'title: "*x"'),
     "date": ("a: 1\nd: 2024-13-45", r"line 3 \(d: 2024-13-45\)", 'd: "2024-13-45"'),
+    "blank after the colon": ("title:a\nb: c", r"line 2 \(title:a\): it has no blank", "title: a"),
+    "no key": ("A text.\nb: c", r"line 2 \(A text.\): it has no colon", "A: text."),
+    "no-break space": (
+        "a: 1\ntitle:\xa0x\nb: 2",
+        r"line 3 \(title:\xa0x\): it has U\+00A0, which is not a blank",
+        "type a colon and a blank: title: x",
+    ),
+    "wide colon": ("title\uff1ax\nb: 2", r"line 2 .*U\+FF1A, which is not a colon", ": title: x"),
+    "line separator": (
+        "a: x\u2028y\nb: 2",
+        r"line 2 .*U\+2028 ends a line",
+        "line 2: type a blank",
+    ),
+    "form feed": ("a: 1\nb: x\x0cy", r"line 3 .*U\+000C", "line 3: delete it: b: xy"),
+    "escape": ('a: "\\d+"', r"line 2 .*a backslash begins an escape", r"single quotes: a: '\d+'"),
+    "quote in quotes": ("title: 'it's'", r"line 2 \(title: 'it's'\)", 'quotes: title: "it\'s"'),
+    "template": ("title: {{ x }}", r"line 2 \(title: {{ x }}\)", 'title: "{{ x }}"'),
+    "key that is a mapping": ("{a: b}: c", r"line 2 \({a: b}: c\)", "write it as `key: value`"),
     "control": ("title: a\x01b", r"line 2 .*U\+0001", "delete it: title: ab"),
     "number": (
         "jupyter:\n  kernelspec: 3",
@@ -324,14 +342,126 @@ def test_what_jupyter_needs_of_a_header_is_named_with_the_edit(tmp_path, suffix,
     assert fix in raised.value.fix
 
 
+OF_JUPYTEXT_ALONE = {
+    "tag": (
+        "a: 1\nd: !expr 1 + 1",
+        r"line 3 \(d: !expr 1 \+ 1\): the tag !expr",
+        'd: "!expr 1 + 1"',
+    ),
+    "tag of YAML": ("d: !!python/tuple [1]", r"line 2 .*the tag !!python/tuple", '"!!python/tuple'),
+    "tab": ("a: 1\ntitle:\tx", r"line 3 ", "line 3: type a blank instead of the tab: title: x"),
+    "no-break space alone": ("title:\xa0x", r"line 2 .*U\+00A0", "a colon and a blank: title: x"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".md", ".myst"])
+@pytest.mark.parametrize("name", OF_JUPYTEXT_ALONE)
+def test_what_jupytext_alone_refuses_is_named_with_its_line(tmp_path, capsys, suffix, name):
+    header, cause, fix = OF_JUPYTEXT_ALONE[name]
+    source = write_document(tmp_path, suffix, header)
+    with pytest.raises(UsageError, match="not a notebook") as raised:
+        load_notebook(source)
+    assert re.search(cause, raised.value.cause)
+    assert fix in raised.value.fix
+    assert main(["run", str(source.path), "--no-output"]) == 2
+
+
+def test_a_header_without_an_end_is_named_with_the_edit(tmp_path):
+    source = write_document(tmp_path, ".md", "")
+    source.path.write_text("---\ntitle: a\nb: 1\n\n```python\nprint(1)\n```\n")
+    with pytest.raises(UsageError) as raised:
+        load_notebook(source)
+    assert "line 1 (---) and has no end" in raised.value.cause
+    assert raised.value.fix.endswith("line 3: add a line below it: ---")
+
+
+FENCES = {
+    ".md": "```python",
+    ".myst": "```{code-cell}",
+    ".qmd": "```{python}",
+    ".Rmd": "```{python}",
+}
+TEXT_AT_TOP = {
+    "break": "---\n\nIt's: *here*\n",
+    "two breaks": "---\n\nIt's: *here*\n\n---\n",
+    "break above keys": "---\n\ntitle: x\n---\n",
+    "long break": "-----\ntitle: x\n-----\n",
+    "break with blanks": "---  \n  \nText\n",
+}
+TEXT_IN_MARKDOWN = {
+    "text": "---\njust text\n---\n",
+    "list": "---\n- a\n- b\n---\n",
+    "flow list": "---\n[a, b]\n---\n",
+    "number": "---\n3\n---\n",
+    "no keys, no end": "---\nSome text\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        *[(suffix, text) for suffix in FENCES for text in TEXT_AT_TOP.values()],
+        *[(suffix, text) for suffix in (".md", ".myst") for text in TEXT_IN_MARKDOWN.values()],
+    ],
+)
+def test_a_thematic_break_at_the_top_is_text(tmp_path, suffix, text):
+    path = tmp_path / f"one{suffix}"
+    path.write_text(f"{text}\n{FENCES[suffix]}\nprint(1)\n```\n")
+    first, *_, last = load_notebook(Source("one", path)).cells
+    assert (first.cell_type, last.source) == ("markdown", "print(1)")
+    assert first.source.startswith(text.partition("\n")[0].rstrip())
+
+
+@pytest.mark.parametrize("header", ["", "\n", "# a comment\n", "# one\n\n# two\n"])
+@pytest.mark.parametrize("suffix", FENCES)
+def test_an_empty_header_is_none(tmp_path, suffix, header):
+    path = tmp_path / f"one{suffix}"
+    text = "```{python}\nprint(1)\n```\n"
+    path.write_text(f"---\n{header}---\n\n{text.replace('```{python}', FENCES[suffix])}")
+    cells = load_notebook(Source("one", path)).cells
+    assert [cell.source for cell in cells if cell.cell_type == "code"] == ["print(1)"]
+
+
+@pytest.mark.parametrize("suffix", [".md", ".Rmd"])
+def test_jupytexts_own_keys_make_a_header_of_any_text(tmp_path, suffix):
+    spec = "jupyter:\n  kernelspec:\n    display_name: A\n    name: a"
+    for text in ("\nA text: of: two parts.", "A text."):
+        notebook = load_notebook(write_document(tmp_path, suffix, f"{text}\n{spec}"))
+        assert notebook.metadata.kernelspec.name == "a"
+
+
+def test_a_header_of_myst_needs_no_display_name_and_no_values(tmp_path):
+    path = tmp_path / "one.md"
+    head = "author:\n  name:\ntitle:   # later\nfile_format: mystnb\nkernelspec:\n  name: python3"
+    path.write_text(f"---\n{head}\n---\n\n```{{code-cell}}\nprint(1)\n```\n")
+    notebook = load_notebook(Source("one", path))
+    assert notebook.metadata.kernelspec == {"name": "python3", "display_name": "python3"}
+    assert [cell.source for cell in notebook.cells if cell.cell_type == "code"] == ["print(1)"]
+
+
+def test_a_wrong_kernel_or_key_of_myst_is_named_with_its_line(tmp_path):
+    path = tmp_path / "one.md"
+    for head, found in (
+        ("a: 1\nkernelspec:\n  name: 3", "line 4 (name: 3): name is the number 3"),
+        ("2024-01-02: a", "line 2 (2024-01-02: a): its key 2024-01-02 is not a text"),
+    ):
+        path.write_text(f"---\n{head}\n---\n\n```{{code-cell}}\nprint(1)\n```\n")
+        with pytest.raises(UsageError) as raised:
+            load_notebook(Source("one", path))
+        assert found in raised.value.cause
+
+
 @pytest.mark.parametrize(
     "header",
     [
+        "title:\tx\nb: a\tb  # tab\nlist: [a,\tb]\nc: d\t",
         "title: a\ndate: 2024-01-02",
         'date: "`r Sys.Date()`"',
         "params:\n  n: !r 1 + 1\n  d: !expr Sys.Date()",
         "title: !custom x",
         "jupyter: python3",
+        "just text",
+        "- a\n- b",
         "",
     ],
 )

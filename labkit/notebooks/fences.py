@@ -14,7 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from labkit.notebooks.headers import RCode, load_yaml
+from labkit.notebooks.headers import (
+    HeaderError,
+    RCode,
+    find_nameless,
+    has_keys,
+    list_empty,
+    load_yaml,
+    split_lines,
+)
 
 # In the metadata of a text cell: the language of the code in it, or a list of them, which is not
 # run.
@@ -48,13 +56,21 @@ KNITR_ENGINES = (
 SHOWN = ("asis", "cat", "comment", "dot", "embed", "mermaid", "ojs", "tikz", "verbatim", "exercise")
 
 
-def split_header(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The lines of the YAML header without its dashes, and the rest."""
-    if lines and lines[0].rstrip() == "---":
-        for end, line in enumerate(lines[1:], start=1):
-            if line.rstrip() in ("---", "..."):
-                return list(lines[1:end]), list(lines[end + 1 :])
-    return [], list(lines)
+def split_header(
+    lines: Sequence[str], *, is_script: bool = False, is_quarto: bool = False
+) -> tuple[list[str], list[str]]:
+    """The lines of the YAML header without its dashes, and the rest.
+
+    Dashes with a blank line below them are a thematic break of a document, as for Quarto and
+    pandoc, unless jupytext has written its own keys below it. A script has none.
+    """
+    if not lines or lines[0].rstrip() != "---":
+        return [], list(lines)
+    end = next((at for at, one in enumerate(lines[1:], 1) if one.rstrip() in ("---", "...")), 0)
+    is_break = not is_script and not any(map(str.strip, lines[1:2]))
+    if not end or (is_break and (is_quarto or not any(map(_DECLARATION.match, lines[1:end])))):
+        return [], list(lines)
+    return list(lines[1:end]), list(lines[end + 1 :])
 
 
 def is_declared(text: str) -> bool:
@@ -63,11 +79,25 @@ def is_declared(text: str) -> bool:
     >>> is_declared("---\\njupytext:\\n  formats: md\\n---\\n"), is_declared("---\\ntitle: a\\n---")
     (True, False)
     """
-    return any(value not in _NOTHING for _, _, value in _find_declarations(text.splitlines()))
+    return any(value not in _NOTHING for _, _, value in _find_declarations(split_lines(text)))
 
 
-def drop_scalars(text: str) -> str:
-    """The document for jupytext, which reads only a mapping after ``jupytext:``."""
+def is_of_jupytext(text: str) -> bool:
+    """True if the document's header has the part ``jupyter:`` that jupytext writes.
+
+    >>> is_of_jupytext("---\\nA text.\\njupyter:\\n  jupytext: {}\\n---\\n")
+    True
+    """
+    found = _find_declarations(split_lines(text))
+    return any(key == "jupyter" and value == "{" for _, key, value in found)
+
+
+def drop_unread(text: str, *, is_myst: bool) -> str:
+    """The document for jupytext, without the lines of its header that jupytext cannot read.
+
+    These are a header without keys, a value after ``jupytext:`` that is no mapping, and in MyST
+    keys without a value. A kernel of MyST gets the display name that jupytext asks for.
+    """
     lines = text.split("\n")
     dropped = {
         number
@@ -76,10 +106,45 @@ def drop_scalars(text: str) -> str:
     }
     kept = [line for number, line in enumerate(lines) if number not in dropped]
     header, rest = split_header(kept)
-    # Jupytext reads no header that is empty.
-    return "\n".join(rest if dropped and not any(map(str.strip, header)) else kept)
+    if len(rest) < len(kept) and has_keys(header) is None:
+        return "\n".join(rest)
+    for number in list_empty(header) if is_myst else ():
+        kept[number + 1] = ""
+    if is_myst and (found := find_nameless(header)):
+        kept.insert(found[0] + 1, found[1])
+    return "\n".join(kept)
 
 
+# What jupytext takes for the beginning of a header, and the same break in other marks.
+DASHES, STARS = "---", "***"
+
+
+def hide_break(text: str, *, is_markdown: bool) -> str:
+    """The document for jupytext, with stars for the dashes of a thematic break at its top.
+
+    For jupytext they begin a header. In ``markdown`` the same are dashes around a text or a list.
+    Raises HeaderError if keys follow them, and no dashes end the header.
+    """
+    lines = split_lines(text)
+    if not text.startswith(DASHES):
+        return text
+    header, rest = split_header(lines)
+    if len(rest) < len(lines) and (not is_markdown or has_keys(header) is not False):
+        return text
+    if is_markdown and lines[0].rstrip() == DASHES and _KEY.match("".join(lines[1:2])):
+        last = next((at for at, line in enumerate(lines[1:], 1) if not line.strip()), len(lines))
+        problem = f"its header begins in line 1 ({DASHES}) and has no end"
+        raise HeaderError(problem, f"add a line below it: {DASHES}", last)
+    return STARS + text.removeprefix(DASHES)
+
+
+def show_break(cells: Sequence[Any], text: str) -> None:
+    """Gives the first cell of this text the dashes back that `hide_break` has replaced."""
+    if text.startswith(DASHES) and cells and cells[0].source.startswith(STARS):
+        cells[0].source = DASHES + cells[0].source.removeprefix(STARS)
+
+
+_KEY = re.compile(r"[A-Za-z][\w-]*:(?:\s|$)")
 _DECLARATION = re.compile(r"(?P<key>jupytext|jupyter|kernelspec)\s*:(?:\s+(?P<value>[^#\s][^#]*))?")
 _NOTHING = ("", "false", "no", "off", "null", "~", "[]", "{}", "''", '""')
 
@@ -100,7 +165,7 @@ def _find_declarations(lines: Sequence[str]) -> Iterator[tuple[int, str, str]]:
 def declare_language(text: str, language: str) -> str:
     """The document with a header that names the language of its code, in jupytext's words."""
     named = ["jupyter:", "  jupytext:", f"    main_language: {language}"]
-    header, rest = split_header(text.splitlines())
+    header, rest = split_header(split_lines(text))
     return "\n".join(["---", *header, *named, "---", *([] if header else [""]), *rest])
 
 

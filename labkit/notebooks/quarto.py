@@ -27,7 +27,7 @@ from labkit.notebooks.fences import (
     read_yaml,
     split_header,
 )
-from labkit.notebooks.headers import check_header
+from labkit.notebooks.headers import check_header, split_lines
 
 OPENING = re.compile(r"^\s*(?P<fence>`{3,}|~{3,})\s*(?P<rest>.*?)\s*$")
 # Blocks that Quarto draws itself.
@@ -57,8 +57,8 @@ def read_quarto(text: str) -> Any:
     """
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_raw_cell
 
-    whole = text.splitlines()
-    header, lines = split_header(whole)
+    whole = split_lines(text)
+    header, lines = split_header(whole, is_quarto=True)
     before = len(whole) - len(lines)
     settings = read_yaml("\n".join(header), first=2)
     check_header(header, 2, is_quarto=True)

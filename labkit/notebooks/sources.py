@@ -34,16 +34,19 @@ from labkit.notebooks.fences import (
     apply_options,
     count_blocks,
     declare_language,
-    drop_scalars,
+    drop_unread,
+    hide_break,
     is_declared,
+    is_of_jupytext,
     leave_blocks,
     leave_engines,
     read_common,
     read_lines,
+    show_break,
     split_header,
     unindent_chunks,
 )
-from labkit.notebooks.headers import HeaderError, RCode, check_header
+from labkit.notebooks.headers import HeaderError, RCode, check_header, split_lines
 from labkit.notebooks.quarto import describe_kernel, read_quarto
 from labkit.text import escape_controls, first_line, plural
 
@@ -290,12 +293,13 @@ def _name_edit(path: Path, error: HeaderError) -> str:
 
 def _find_header_error(path: Path, text: str) -> HeaderError | None:
     """What is wrong with the header of a document or script that jupytext cannot read."""
-    lines = text.splitlines()
-    if path.suffix == ".py":
+    lines, is_script = split_lines(text), path.suffix == ".py"
+    if is_script:
         lines = [_COMMENT.sub("", line) for line in lines]
     start = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    header, _ = split_header(lines[start:], is_script=is_script)
     try:
-        check_header(split_header(lines[start:])[0], start + 2, tags=path.suffix == ".Rmd")
+        check_header(header, start + 2, tags=path.suffix == ".Rmd")
     except HeaderError as error:
         return error
     except RecursionError:
@@ -312,10 +316,13 @@ def _read_script(path: Path, text: str) -> Any:
     kind, known = path.suffix[1:], [one.lower() for one in _JUPYTER_LANGUAGES]
     blocks, is_notebook = None, is_declared(text)
     before = text.count("\n")
-    if kind == "Rmd":  # jupytext runs it though R Markdown refuses its header
-        check_header(split_header(text.splitlines())[0], 2)
+    # jupytext runs what R Markdown refuses: any text beside the header's part that is its own.
+    if kind == "Rmd" and not is_of_jupytext(text):
+        check_header(split_header(split_lines(text))[0], 2)
+    whole = text
     if kind != "py":
-        text = drop_scalars(text)
+        text = hide_break(text, is_markdown=kind != "Rmd")
+        text = drop_unread(text, is_myst=kind == "myst" or "{code-cell}" in text)
     before -= text.count("\n")  # lines of the header
     if kind == "Rmd":
         has_magics = is_notebook or "%load_ext" in text
@@ -333,6 +340,8 @@ def _read_script(path: Path, text: str) -> Any:
     if blocks:
         blocks.restore(notebook.cells, before)
         _number_chunks(notebook.cells, [before + 1 + place for place in blocks.chunks])
+    if kind != "py":
+        show_break(notebook.cells, whole)
     _mark_left(notebook, kind, known)
     return notebook
 
