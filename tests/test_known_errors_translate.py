@@ -20,6 +20,7 @@ for _text, _translation in TRANSLATIONS.items():
 SAID = {
     "system": "zorp: {}",
     "end": "zorp: {}",
+    "name": "says “zorp” {}",
     "start": "{}",
     "signal": "./zorp.sh: line 3:  4711 {}",
     "anywhere": "x{}x",
@@ -35,7 +36,8 @@ def test_each_text_is_read_in_english_in_its_place(english):
         line = form.format(text)
         found = find_translated(line)
         assert text in found, text
-        assert english in translate(line, found), (text, translate(line, found))
+        said = english.replace("NAME", "zorp")
+        assert said in translate(line, found), (text, translate(line, found))
 
 
 @pytest.mark.parametrize(
@@ -177,3 +179,64 @@ def test_the_table_has_each_text_once(tmp_path):
     table = tmp_path / "messages.tsv"
     table.write_text("# a comment\nIs a directory\tend\tIst ein Verzeichnis\n", encoding="utf-8")
     assert read_messages(table) == {"ist ein verzeichnis": ("Is a directory", "end")}
+
+
+# cmd.exe wraps its message after so many words.
+OF_CMD = [
+    'Der Befehl "NAME" ist entweder falsch geschrieben oder\nkonnte nicht gefunden werden.',
+    "'NAME' n'est pas reconnu en tant que commande interne\nou externe, un programme exécutable",
+    '"NAME" no se reconoce como un comando interno o externo,\nprograma o archivo por lotes',
+    '"NAME" non è riconosciuto come comando interno o esterno,\n un programma eseguibile',
+    "'NAME' não é reconhecido como um comando interno\nou externo, um programa operável",
+    '"NAME" не является внутренней или внешней\nкомандой, исполняемой программой',
+    '"NAME" не є внутрішньою або зовнішньою\nкомандою',
+    "Nazwa 'NAME' nie jest rozpoznawana jako polecenie wewnętrzne lub zewnętrzne,",
+    "Název NAME není názvem vnitřního ani vnějšího příkazu,\nspustitelného programu",
+    "'NAME' iç ya da dış komut, çalıştırılabilir\nprogram ya da toplu iş dosyası",
+    "'NAME' wordt niet herkend als een interne\nof externe opdracht",
+    '"NAME" känns inte igen som ett internt kommando,',
+    "'NAME' は、内部コマンドまたは外部コマンド、",
+    "'NAME'은(는) 내부 또는 외부 명령, 실행할 수 있는 프로그램, 또는\n배치 파일이 아닙니다.",
+    "'NAME' 不是内部或外部命令，也不是可运行的程序\n或批处理文件。",
+    "“NAME” 不是内部或外部命令，也不是可运行的程序",
+    "'NAME' 不是內部或外部命令、可執行的程式或批次檔。",
+]
+OF_POWERSHELL = [
+    'Die Benennung "NAME" wurde nicht als Name eines Cmdlet, einer Funktion erkannt.',
+    "NAME : Le terme «NAME» n'est pas reconnu comme nom d'applet de commande, fonction",
+    "NAME : Le terme « NAME » n'est pas reconnu comme nom d'applet de commande, fonction",
+    "NAME : El término 'NAME' no se reconoce como nombre de un cmdlet, función",
+    "NAME : Termine 'NAME' non riconosciuto come nome di cmdlet, funzione",
+    "NAME : O termo 'NAME' não é reconhecido como nome de cmdlet, função",
+    'NAME : Имя "NAME" не распознано как имя командлета, функции, файла сценария',
+    "NAME : Termin „NAME” nie został rozpoznany jako nazwa polecenia cmdlet, funkcji",
+    "NAME : Výraz NAME nebyl rozpoznán jako název rutiny, funkce, souboru skriptu",
+    "NAME : 'NAME' terimi bir cmdlet, işlev, betik dosyası adı olarak tanınmıyor.",
+    "NAME : De term NAME wordt niet herkend als de naam van een cmdlet, functie",
+    "NAME : Termen NAME känns inte igen som namnet på en cmdlet",
+    "NAME : 用語 'NAME' は、コマンドレット、関数、スクリプト ファイル",
+    "NAME : 'NAME' 용어가 cmdlet, 함수, 스크립트 파일",
+    "NAME : 无法将“NAME”项识别为 cmdlet、函数、脚本文件或可运行程序的名称。",
+    "NAME : 無法辨識 'NAME' 詞彙是否為 Cmdlet、函數、指令檔",
+]
+
+
+@pytest.mark.parametrize("text", [*OF_CMD, *OF_POWERSHELL])
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        ("nvcc", "no-cuda-toolkit"),
+        ("nvidia-smi", "no-nvidia-smi"),
+        ("docker", "docker-missing"),
+        ("ollama", "program-missing"),
+    ],
+)
+def test_a_program_that_windows_does_not_find_is_named_in_any_language(text, program, error):
+    found = explain_text(f"C:\\Users\\u>{program}\n{text.replace('NAME', program)}\n")
+    assert [one.error.name for one in found.found] == [error]
+
+
+def test_a_name_with_blanks_in_quotes_is_whole():
+    text = 'Der Befehl "C:\\Program Files\\a.exe" ist entweder falsch geschrieben oder'
+    assert r"'C:\Program Files\a.exe' is not recognized" in read_in_english([text])[0]
+    assert explain_text(text).has_failed

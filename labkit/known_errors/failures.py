@@ -62,6 +62,7 @@ _OF_LOGS = (
         for name in ("level", "severity", "lvl")
         for gap in ("", " ")
     ),
+    r"^\{\"message_type\":\s?\"error\"",
     # pino and bunyan number the levels.
     r"^\{(?=.{0,400}\"msg\":\s?\"\w).{0,200}\"level\":\s?[56]0,",
     # glog, abseil, klog, torch; TensorFlow's own form of it. Each begins with a sign of its own, or
@@ -158,8 +159,21 @@ _OF_TOOLS = (
     r"^(?:\S{1,160}\x20{1,4})?(?:error|fatal|panic|critical)\[\w{1,8}\]: ",
     # MSVC, TypeScript, C#.
     r"\berror (?:C|CS|LNK|MSB|TS|D|FS|BC|NU|NETSDK|CVT|RC|U)\d{3,5}\x20?: ",
+    # Arm, Sun, Wind River; PC-lint, Keil; ModelSim; Ant around any of them; libxml2; Doxygen.
+    r"^\"[^\"\n]{1,200}\", line \d{1,7}: (?:fatal )?error\b",
+    r"^\S.{0,200}?\x20?\(\d{1,7}(?:,\d{1,5})?\)\x20?: (?:fatal )?error \w{1,12}: ",
+    r"^\# \*\* (?:Error|Fatal)\b[^:\n]{0,60}: ",
+    r"^\[(?:javac|java|exec|javadoc|cc)\] \S{1,200}:\d{1,7}: error: ",
+    r"^\S{1,200}:\d{1,7}: parser error : ",
+    r"^\S{1,200}:\d{1,7}(?::\d{1,5})?:(?:\w{1,40}:)?error:\S",
+    r"^\S{1,200}:\d{1,7}:error: \S",
+    r"^\S{1,200}:\d{1,7}: \[(?-i:[EF]\d{4})\([a-z-]{1,60}\),",
+    r"^Internal (?:compiler )?Error (?:at|in) \(\d",
+    r"^\S{1,40}: \d{4}-\d{3} Error occurred\b",
     r"^(?:nvcc|ptxas|nvlink|fatbinary|cicc) (?:fatal|error)\s{0,8}: ",
     r"^An? (?:\w{1,20} )?error (?:has )?occurred\b",
+    # Windows' shells.
+    r"\bis not recognized as (?:an internal or external command|(?:the|a) name of a cmdlet)\b",
     r"\bAssertion ['`].{1,200}' failed\b",
     r"^(?:\w{0,4}make(?:\[\d{1,3}\])?: )?\*\*\* .{1,200}(?: Error -?\d| Stop\.$)",
     r"^ninja: build stopped",
@@ -355,6 +369,8 @@ FAILURE = KnownError(
     # conda.
     r"|processor microcode upgrades|changelogs\.ubuntu\.com|\bACPI (?:BIOS )?Error\b"
     r"|^JS ERROR: |Failed to set mode: |working profile|portal window|GLib-\w{0,8}-?CRITICAL"
+    # PostgreSQL ends this worker so whenever it stops.
+    r"|background worker \"logical replication launcher\""
     r"|deb-systemd-invoke|read envs : none)",
 )
 

@@ -53,12 +53,15 @@ _ERRORS = (
 )
 # Those that say of the noun beside them that it failed: `Tests échoués: 2`.
 _FAILED = (
-    r"(?:fehlgeschlagen(?:e[nr]?)?|échouée?s?|fallid[oa]s?|fallit[oaie]|falhad[oa]s?|falharam"
-    r"|провален[аоы]|не (?:пройден[аоы]|прошл[аио])|nieudan[aey]|neúspěšn\w{1,3}|mislukt"
-    r"|misslyckade[s]?|mislykkede[s]?|mislyktes|epäonnistui|başarısız)"
+    r"(?:fehlgeschlagen(?:e[nr]?)?|nicht bestanden|échouée?s?|fall[ai]d[oa]s?"
+    r"|fallit[oaie]|non superat[oaie]|falhad[oa]s?|falharam|reprovad[oa]s?|com falha|провален[аоы]"
+    r"|не (?:пройден[аоы]|прошл[аио])|неудачн\w{1,3}|невдал\w{1,3}|nieudan[aey]|niezaliczon[aey]"
+    r"|neúspěšn\w{1,3}|selhal[aoy]?|neprošl[aoy]|mislukte?|gefaald|misslyckade[s]?|underkän[dt]a?"
+    r"|mislykkede[s]?|mislyktes|epäonnistui|hylätty|sikertelen|başarısız|thất bại|không đạt)"
 )
 _ERRORS_OF_CJK = (
-    "(?:测试|用例|构建|检查|測試|テスト|테스트)?(?:错误|錯誤|失败|失敗|エラー|오류|에러|실패)"
+    "(?:测试|用例|构建|检查|測試|テスト|테스트)?(?:错误|錯誤|失败|失敗|未通过|未通過|不通过|不合格"
+    "|エラー|오류|에러|실패|불합격|미통과)"
     "(?:用例|测试|测试数|用例数|数量|数|數|件数|수)?"
 )
 _NUMBER = r"[1-9]\d{0,6}"
@@ -70,7 +73,8 @@ _TOTAL = (
 )
 # What may stand before a count: the start of a line, with a name and a colon, or another count.
 _BEFORE = (
-    rf"(?:^\W{{0,8}}(?:[^\W\d]{{1,20}}!?\s{{0,8}}[:：-]\s{{0,8}})?(?:{_TOTAL})?"
+    rf"(?:^\W{{0,8}}(?:[^\W\d]{{1,20}}(?: [^\W\d]{{1,20}})?!?\s{{0,8}}[:：\u2014-]\s{{0,8}})?"
+    rf"(?:{_TOTAL})?"
     r"|[,;|/(·│]\s{1,3}|[、，；（]\s?)"
 )
 # As gettext's tools say `found 3 fatal errors`.
@@ -85,7 +89,10 @@ COUNTS = (
     rf"{_BEFORE}{_NUMBER}\s(?:{_ERRORS})(?:\([a-z]{{1,3}}\))?(?: {_FOUND})?{_MORE}",
     rf"{_BEFORE}(?:[^\W\d]{{1,20}} ){{0,3}}{_FAILED}(?: [^\W\d]{{1,20}})?\s{{0,8}}[:=]"
     rf"\s{{0,12}}{_NUMBER}{_MORE}",
-    rf"{_BEFORE}{_NUMBER} [^\W\d]{{1,20}} {_FAILED}{_MORE}",
+    rf"{_BEFORE}{_NUMBER} (?:[^\W\d]{{1,20}} )?{_FAILED}{_MORE}",
+    # Without colons, beside another number: `Тесты: пройдено 3, провалено 2`.
+    rf"^(?=.{{0,200}}?\d.{{0,200}}?\b\d)(?:.{{0,200}}?)(?:{_BEFORE}){_FAILED}\s{{1,8}}{_NUMBER}{_MORE}",
+    rf"\bgeçen:?\s{{1,8}}\d{{1,7}}, kalan:?\s{{1,8}}{_NUMBER}{_MORE}",
     rf"^\W{{0,8}}(?:{_ERRORS}) \({_NUMBER}\)\s*$",
     rf"^\W{{0,8}}{_FOUND} {_NUMBER} (?:{_ERRORS}){_MORE}",
     rf"{_BEFORE}(?:{_ERRORS_OF_CJK})\s?[:：=]?\s{{0,12}}{_NUMBER}{_UNIT}{_MORE}",

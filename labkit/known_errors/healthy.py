@@ -34,6 +34,12 @@ _NO_COUNT_BEFORE = "".join(
     for digits in ("", r"\d", r"\d\d", r"\d\d\d")
     for blanks in (r"\x20", r"\x20\x20")
 )
+# Trivy counts by severity in one line.
+_NO_COUNT_BEFORE += "".join(
+    rf"(?<!{before}:\x20[1-9]{digits},\x20{after})"
+    for digits in ("", r"\d", r"\d\d", r"\d\d\d")
+    for before, after in (("high", ""), ("medium", r"high:\x20\d,\x20"))
+)
 _NO_COUNT_AFTER = r"(?!,\x20.{0,40}?\b(?:errors|failures|failed):\x20[1-9])"
 _FORMS = (
     # An object of JSON: labels, times, and values that say that nothing happened.

@@ -14,7 +14,7 @@ from labkit.known_errors.failures import BY_FORM, ENDING, FAILURE
 from labkit.known_errors.index import Index
 from labkit.known_errors.model import KnownError
 from labkit.known_errors.read import NumberedLines, clean_line
-from labkit.known_errors.summaries import BELOW_COUNTS, COUNT, LINES_BELOW_COUNTS
+from labkit.known_errors.summaries import BELOW_COUNTS, COUNT, FINDING, LINES_BELOW_COUNTS
 from labkit.text import strip_ansi
 
 # So many lines above an exception its traceback may begin.
@@ -86,8 +86,9 @@ class Scan:
             said = [place for place in said if place < usage]
         if not said:
             return None
-        if found := _find_last(self._last, said[-1], ENDING):
-            return found
+        for form in (ENDING, FINDING):
+            if found := _find_last(self._last, said[-1], form):
+                return found
         for place in reversed(said[-LINES_BELOW_COUNTS:]):
             line = clean_line(lines[place])
             if _COUNTS.search(line) and (found := _find_last(self._last, place, COUNT)):

@@ -22,7 +22,7 @@ _SUMMARIES = (
     # MSBuild, Keil, IAR, and what counts as they do.
     r"^(?-i:Build) (?-i:FAILED)\b",
     rf"^(?:{BUILD_FAILED})[.。]?\s*$",
-    rf"(?<![\w.]){_ONE} (?:(?-i:[Ee])rror|failure)\(s\)(?=[,.;)]|\s*$)",
+    rf"(?<![\w.]){_ONE} (?:(?-i:[Ee])rror|failure)\(s\)(?=[,.;)]| occurred|\s*$)",
     # TAP, Node's reporter, Automake.
     rf"^[\#\u2139]\s(?-i:fail)\s{{1,8}}{_ONE}\s*$",
     rf"^\#\s(?-i:FAIL|ERROR|XPASS):\s{{1,8}}{_ONE}\s*$",
@@ -64,7 +64,32 @@ _SUMMARIES = (
     r"^Test suite \S{1,80}: (?-i:FAIL)\b",
     r"^\S{1,80}: (?-i:FAIL) code [1-9]",
     r"^(?-i:FAIL)\s{2,8}\.{3}",
-    r"^\d{1,6}:\d{1,5}\s{2,12}error\s{2,12}\S",
+    r"^\d{1,6}:\d{1,5}\s{2,12}(?:error|\u2716|\xd7)\s{2,12}\S",
+    r", col \d{1,5}, (?-i:Error) - \S",
+    r"^\S{1,200}:\d{1,6}:\d{1,5}:\s?(?-i:error) - \S",
+    r"\s- (?-i:ERROR): \S.{0,200} on line \d",
+    rf"^Found \d{{1,6}} errors? \(\d{{1,6}} fixed, {_ONE} remaining\)",
+    # golangci-lint, which names the linter.
+    r"\.go:\d{1,6}:\d{1,5}: .{1,300} \((?:errcheck|govet|staticcheck|unused|ineffassign|gosimple"
+    r"|gosec|revive|gocritic|typecheck|gofmt|goimports|lll|misspell|unparam|nilerr|bodyclose"
+    r"|prealloc|dupl|funlen|gocyclo|stylecheck|whitespace|nolintlint|exhaustive)\)\s*$",
+    # Newman, Locust, Trivy, k6's thresholds, Playwright, Cypress.
+    r"^\W{0,40}(?:iterations|requests|(?:test|prerequest)-scripts|assertions?|asserts)\s{0,8}[|\u2502]"
+    rf"\s{{1,20}}\d{{1,7}}\s{{1,8}}[|\u2502]\s{{1,20}}{_ONE}\s{{1,8}}[|\u2502]",
+    rf"^(?:Aggregated|Total)\s{{1,120}}\d{{1,9}}\s{{1,12}}{_ONE}\(\d{{1,3}}\.\d\d%\)",
+    r"^Total: \d{1,6} \((?:[A-Z]{1,12}: \d{1,6}, ){0,5}(?-i:UNKNOWN|MEDIUM|HIGH|CRITICAL): "
+    rf"{_ONE}\b",
+    rf"^(?:Tests|Failures): \d{{1,6}} \((?:SUCCESSES: \d{{1,6}}, FAILURES|UNKNOWN: \d{{1,6}},"
+    rf".{{0,60}}\b(?:HIGH|CRITICAL)): {_ONE}\b",
+    r"^[\u2717\u2718] (?:'[^'\n]{1,60}[<>=][^'\n]{1,60}'|\{ [^{}\n]{1,60}[<>=][^{}\n]{1,60}\})",
+    r"^[\u2717\u2718] [a-z_]{1,60}(?:\{[^{}\n]{0,60}\}|\s\{[^{}\n]{0,60}\})?\.{2,60}: ",
+    r"^\d{1,4}\W{1,4}(?:AssertionError|AssertionFailure)\s{2,20}\S",
+    # dbt, Artillery.
+    rf"^(?:\d\d:\d\d:\d\d\s{{1,4}})?Completed with {_ONE} errors?,? (?:and )?\d",
+    rf"\bPASS=\d{{1,6}} (?:WARN=\d{{1,6}} )?ERROR={_ONE}\b",
+    rf"^(?:vusers\.failed|errors\.\w{{1,40}}):\s{{1,4}}\.{{3,120}}\s{_ONE}\s*$",
+    rf"^{_ONE} errors? (?:was|were) not a part of any test\b",
+    rf"^\W{{0,6}}Failing:\s{{2,20}}{_ONE}\s{{1,40}}[|\u2502]",
     rf"\bfiles? inspected, {_ONE} offenses? detected(?!, \d)",
     r"^Errors were encountered while processing:",
     r"^dpkg: error processing (?:package|archive) ",
@@ -77,7 +102,8 @@ _SUMMARIES = (
 SUMMARIES = tuple(map(_keep_in_line, _SUMMARIES))
 # What counts errors above zero beside warnings or another counter at zero, in the same line.
 COUNTED = (
-    rf"(?:\b{_ONE} (?:errors?|failure)(?:\(s\)|, \d{{1,6}} warning| AND \d)"
+    rf"(?:\b{_ONE} (?:errors?|failure)(?:\(s\)|, \d{{1,6}} warning| (?:AND|and) \d)"
+    rf"|\bERROR={_ONE}\b"
     rf"|\b{_ONE} failures? / 0 errors?\b|\b0 failures? / {_ONE} errors?\b"
     rf"|^FOUND {_ONE} ERRORS?\b|^\[ FAIL {_ONE} \|)"
 )
@@ -105,8 +131,22 @@ _HEAD = r"^\W{0,8}(?:[a-z]{1,20}(?: [a-z]{1,20})?:\s)?"
 _GAP = r"[,;|/]?\s{1,3}"
 
 
+# What a linter counts.
+_ISSUES = (
+    r"(?:issues?|problems?|violations?|lints?|offen[cs]es?|findings?|misspellings?|defects?"
+    r"|smells?)"
+)
 # A number of errors above zero in a line that counts nothing else than how many did what.
 _COUNTS = (
+    # `Found 3 issues in 2 files`, `✖ 3 problems`, `82 files inspected, 23 lints detected`.
+    rf"^\W{{0,6}}(?:found|detected|reported|total:?|summary:?) (?:a total of )?{_ONE} "
+    rf"(?:[a-z]{{1,20}} )?(?:{_ISSUES}|errors?)(?: \(.{{0,80}})?"
+    r"(?: (?:found )?(?:in|across) .{1,80})?\W{0,3}$",
+    rf"^\W{{0,6}}{_ONE} (?:[a-z]{{1,20}} )?{_ISSUES}"
+    r"(?: (?:were |was )?(?:found|detected|reported))?(?: (?:in|across) \d.{1,60})?[.:!]?"
+    r"(?: \((?!0 errors)(?!\d{1,6} \w{0,10}warnings?\)).{1,80}\)\.?)?$",
+    r"^\W{0,6}\d{1,6} files? (?:inspected|checked|scanned|linted|analy[sz]ed),? .{0,20}?"
+    rf"\b{_ONE} {_ISSUES}\b(?! \(0)(?!.{{0,20}}correct)",
     rf"{_HEAD}(?:{_NAMES}[:=]\s{{0,12}}\d{{1,7}}{_GAP}){{0,6}}{_FAILED}\s?[:=]\s{{0,12}}{_ONE}"
     rf"(?:{_GAP}{_NAMES}[:=]\s{{0,12}}\d{{1,7}}){{0,6}}\W{{0,8}}$",
     rf"{_HEAD}(?:\d{{1,7}} {_NAMES}{_GAP}){{0,6}}{_ONE} {_FAILED}"
@@ -143,6 +183,24 @@ COUNT = KnownError(
     r"|repaired|corrected|versuche?|tentativ\w{1,3}|intentos?|quote|epoche|tasa|taux|tasso|taxa)\b"
     r"|\b(?:expected|if|when|no|unless|without|should|may|might|would)\b|[%\u2030]|重试|再试行|再試行|재시도|[率율]|成功(?:率|$)",
 )
+# Where it is, and what says of the finding that it is only a warning.
+_PLACE = r"[\w@~./\\+-]{1,200}\.\w{1,8}"
+_NOT_WARNED = (
+    r"(?!.{0,40}\b(?:warning|note|info|hint|remark|debug|notice|trace|suggestion|help|todo|fixme)\b)"
+    r"(?!.{0,80}\b(?:can inline|inlining call|escapes? |moved to heap|leaking|covered|vectorized))"
+)
+# A rule that a line of a file breaks, as linters report it: flake8, pydocstyle, RuboCop, golint.
+_FINDINGS = (
+    rf"^{_PLACE}:\d{{1,6}}(?::\d{{1,5}})?: (?-i:\[?[A-Z]{{1,5}}\d{{2,5}}\]?)(?:[\[:]|\s)"
+    rf"{_NOT_WARNED}",
+    r"^(?-i:D\d{3}): \S.{1,160}$",
+    rf"^{_PLACE}:\d{{1,6}} \[(?-i:[CEFW])\] \w",
+    rf"^{_PLACE}:\d{{1,6}}:\d{{1,5}}: {_NOT_WARNED}[\w\"'`\[].{{0,300}}?[a-z]{{2}}.{{0,300}}$",
+    rf"^{_PLACE}:\d{{1,6}}:\d{{1,5}}:(?-i:[A-Z][a-z]+ ){_NOT_WARNED}.{{1,300}}\.$",
+    rf"^\[{_PLACE}:\d{{1,6}}:\d{{1,5}}\] (?-i:[A-Z][a-z]+ ){_NOT_WARNED}.{{1,300}}\.$",
+    rf"^{_PLACE}\[\d{{1,6}}, \d{{1,5}}\]: \S",
+)
+FINDING = KnownError("finding", tuple(map(_keep_in_line, _FINDINGS)), "", Fix(""), passes=True)
 # What may stand below such a count: a rule, other counts, a time.
 BELOW_COUNTS = (
     r"\s*|[\W_]{1,300}|\W{3,80}[\w ]{1,60}\W{3,80}|[A-Z]{2,8}"

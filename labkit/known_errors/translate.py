@@ -16,7 +16,8 @@ class Translation(NamedTuple):
 
     ``place``: "anywhere"; "system", an error of a system call, anywhere; "end", another one at the
     end of a line or of a part of it, after a colon or a bracket; "start" of a line; "signal":
-    alone in a line, or after the number of the process that it ended.
+    alone in a line, or after the number of the process that it ended; "name": after the name of a
+    command, in whatever quotes, which takes those that the English text has around ``NAME``.
     """
 
     english: str
@@ -82,6 +83,7 @@ _FORMS = {
     "anywhere": rf"{_COLON}TEXT",
     "system": rf"{_COLON}TEXT",
     "start": r"(?<![^\n])TEXT",
+    "name": r"\s{0,2}TEXT",
     "end": r"(?:(?P<colon>[\x20\xa0]:[\x20\xa0]?|\uff1a\x20?)|(?<![^\n])|(?<=:\x20)|(?<=[:(\[\"']))"
     r"TEXT(?=\s{0,4}(?:$|[.\u3002),;:\]\"'\uff09]|\x20\())",
     # Its line may have a prefix that ends with a sign.
@@ -116,8 +118,34 @@ def translate(text: str, messages: Iterable[str]) -> str:
     'bash: nvidia-smi: command not found'
     """
     for message in messages:
+        if TRANSLATIONS[message].place == "name":
+            text = _translate_named(text, message)
+            continue
         text = _compile(message).sub(partial(_put, TRANSLATIONS[message].english), text)
     return _LINE.sub(_put_line, text)
+
+
+# The name of a command at the end of a text, in the quotes of any language or in none.
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d\u201e\xab\xbb\u300c\u300d"
+_NAMED = re.compile(
+    rf"(?:[{_QUOTES}][\x20\xa0]?(?P<quoted>[^{_QUOTES}\n]{{1,160}}?)[\x20\xa0]?[{_QUOTES}]"
+    rf"|(?<!\S)(?P<bare>[^\s{_QUOTES}]{{1,160}}))$"
+)
+LONGEST_NAME = 200
+
+
+def _translate_named(text: str, message: str) -> str:
+    """The text with what Windows' shells say of a name that they do not know in English."""
+    before, after = TRANSLATIONS[message].english.split("NAME")
+    done, parts = 0, []
+    for found in _compile(message).finditer(text):
+        start = max(done, text.rfind("\n", 0, found.start()) + 1, found.start() - LONGEST_NAME)
+        named = _NAMED.search(text, start, found.start())
+        if named:
+            name = named["quoted"] or named["bare"]
+            parts += [text[done : named.start()], before, name, after]
+            done = found.end()
+    return "".join([*parts, text[done:]])
 
 
 def _put(english: str, found: re.Match[str]) -> str:
