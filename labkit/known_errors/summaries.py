@@ -132,6 +132,10 @@ _GAP = r"[,;|/]?\s{1,3}"
 
 
 # What a linter counts.
+_KINDS = (
+    r"(?:lint(?:ing|er)?|style|formatting|spelling|security|type|typing|syntax|code|validation"
+    r"|accessibility|new|potential|possible|critical|serious|blocking|high|total|unique)"
+)
 _ISSUES = (
     r"(?:issues?|problems?|violations?|lints?|offen[cs]es?|findings?|misspellings?|defects?"
     r"|smells?)"
@@ -140,9 +144,9 @@ _ISSUES = (
 _COUNTS = (
     # `Found 3 issues in 2 files`, `✖ 3 problems`, `82 files inspected, 23 lints detected`.
     rf"^\W{{0,6}}(?:found|detected|reported|total:?|summary:?) (?:a total of )?{_ONE} "
-    rf"(?:[a-z]{{1,20}} )?(?:{_ISSUES}|errors?)(?: \(.{{0,80}})?"
+    rf"(?:{_KINDS} )?(?:{_ISSUES}|errors?)(?: \(.{{0,80}})?"
     r"(?: (?:found )?(?:in|across) .{1,80})?\W{0,3}$",
-    rf"^\W{{0,6}}{_ONE} (?:[a-z]{{1,20}} )?{_ISSUES}"
+    rf"^\W{{0,6}}{_ONE} (?:{_KINDS} )?{_ISSUES}"
     r"(?: (?:were |was )?(?:found|detected|reported))?(?: (?:in|across) \d.{1,60})?[.:!]?"
     r"(?: \((?!0 errors)(?!\d{1,6} \w{0,10}warnings?\)).{1,80}\)\.?)?$",
     r"^\W{0,6}\d{1,6} files? (?:inspected|checked|scanned|linted|analy[sz]ed),? .{0,20}?"
