@@ -16,11 +16,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from labkit.memory.estimate import draws, state
+from labkit.memory.estimate import draws, results, state, tracer
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.estimate.play import estimate_memory
 from labkit.memory.estimate.results import FACTS, borrow_attributes, find_facts
-from labkit.memory.track.frames import find_user_frames
+from labkit.memory.estimate.tracer import FakeTracer
+from labkit.memory.track.frames import find_check, find_user_frames
 
 
 @pytest.fixture
@@ -251,3 +252,91 @@ def test_own_frames_are_skipped_and_the_users_line_stays_the_same():
     assert [one.function for one in find(0)] == ["find", find_user_frames()[0].function]
     assert find(1)[0].function == find_user_frames()[0].function
     assert find_user_frames(1, 10_000) == ()
+
+
+def multiply_into(first, second, out):
+    torch.addmm(first, first, second, out=out)
+    torch.addmm(first, out, second, out=first)
+
+
+@pytest.mark.parametrize("device", [None, "H100"])
+def test_calls_that_write_into_out_are_computed_once(device, monkeypatch, capsys):
+    def make():
+        tensors = [torch.ones(37, 37) for _ in range(3)]
+
+        def step():
+            for _ in range(9):
+                multiply_into(*tensors)
+
+        return step
+
+    def compute(tracer, operator, *given):
+        print(operator)
+        return compute_once(tracer, operator, *given)
+
+    compute_once = FakeTracer._compute
+    monkeypatch.setattr(results, "_recipes", {})
+    monkeypatch.setattr(FakeTracer, "_compute", compute)
+    estimate = estimate_memory(make, device=device)
+    assert capsys.readouterr().out.count("aten.addmm.out") == 1
+    monkeypatch.setattr(tracer, "find_recipe", lambda key: None)
+    computed = estimate_memory(make, device=device)
+    assert (computed.peak_bytes, computed.kinds) == (estimate.peak_bytes, estimate.kinds)
+    assert capsys.readouterr().out.count("aten.addmm.out") == 36
+
+
+def check(values):
+    if not (values > 0).all():
+        raise ValueError("not positive")
+    if not (values < 2).all():
+        raise ValueError("too large")
+
+
+def test_a_check_that_a_step_calls_often_is_found_to_be_one_at_once(capsys):
+    def make():
+        values = [torch.ones(1000).uniform_() for _ in range(9)]
+
+        def step():
+            print("step")
+            for one in values:
+                check(one)
+            return torch.cat(values)
+
+        return step
+
+    estimate = estimate_memory(make)
+    assert (estimate.peak_bytes, estimate.lowest_bytes) == (72_000, 72_000)
+    assert "ways that end in an error were left out" in estimate.notes[0]
+    # Twice for each way, and once for each line that raises.
+    assert capsys.readouterr().out.count("step") == 6
+
+
+def raise_by(values, flags):
+    for one, flag in zip(values, flags, strict=True):
+        if one:
+            raise ValueError(f"{one} is {flag}")
+        if not flag:
+            raise ValueError(f"not {flag}")
+        if one or not flag or len(values) > 2:
+            raise KeyError(one)
+        int(one if flag else "a")
+    raise TypeError
+
+
+@pytest.mark.parametrize(
+    ("values", "flags", "line"),
+    [
+        ([0, 1], [1, 1], 2),
+        ([0], [0], 4),
+        ([0, 0, 0], [1, 1, 1], None),  # more than one condition
+        (["a"], [1, 1], 2),
+        ([0], [1], None),  # no condition
+        ([0], [1, 1], None),  # raised by C
+    ],
+)
+def test_the_condition_that_leads_to_an_error_is_found(values, flags, line):
+    with pytest.raises((ValueError, AssertionError, KeyError, TypeError)) as caught:
+        raise_by(values, flags)
+    found = find_check(caught.value)
+    start = raise_by.__code__.co_firstlineno
+    assert (found and found.line - start) == line

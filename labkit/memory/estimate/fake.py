@@ -579,19 +579,21 @@ def _forget_fakes() -> None:
 
 
 def _holds_fake(cache: Any) -> bool:
-    looked, seen = [cache], {id(cache)}
-    while looked:
-        for one in gc.get_referents(looked.pop()):
-            if is_fake(one):
+    left, seen = [cache], {find_number(cache)}
+    while left:
+        for one in gc.get_referents(left.pop()):
+            kind = type(one)
+            if kind.__name__ in CONTAINERS:
+                if find_number(one) not in seen:
+                    seen.add(find_number(one))
+                    left.append(one)
+            elif issubclass(kind, fake_tensor.FakeTensor):
                 return True
-            if id(one) not in seen and type(one).__name__ in CONTAINERS:
-                seen.add(id(one))
-                looked.append(one)
     return False
 
 
 # What a cache keeps its results in, or a result is.
-CONTAINERS = ("dict", "tuple", "list", "_lru_list_elem")
+CONTAINERS = frozenset(("dict", "tuple", "list", "_lru_list_elem"))
 
 
 def _wrap_module(

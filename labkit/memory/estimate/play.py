@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit.errors import LabkitError, UsageError
 from labkit.memory.estimate.model import Estimate, EstimateObstacle, Target, find_target
-from labkit.memory.track.frames import find_user_frames, list_error_frames
+from labkit.memory.track.frames import find_check, find_user_frames, list_error_frames
 from labkit.text import first_line, format_bytes, shorten
 
 if TYPE_CHECKING:
@@ -551,7 +551,8 @@ def _follow(
         if tried and assumptions.asked <= asked:
             changed.discard(tried[-1])  # the step came no further
         asked = max(asked, assumptions.asked)
-        change = assumptions.find_change(tried)
+        check = find_check(made.__cause__) if made.__cause__ else None
+        change = assumptions.find_change(tried, check and check.where)
         if change is None or len(tried) == MOST_CHECKS:
             return Way(made, assumptions, reached)
         tried.append(change)

@@ -476,10 +476,11 @@ def find_recipe(key: Any) -> Recipe | None:
     return _recipes.get(key)
 
 
-def keep_recipe(call: Call, result: Any, before: list[Any], freed: int) -> None:
+def keep_recipe(call: Call, result: Any, before: list[Any], freed: int, out: object = None) -> None:
     """Keeps how the result of a call looks, if it can be repeated.
 
-    ``before`` are the sizes of the arguments and of their storages before the call.
+    ``before`` are the sizes of the arguments and of their storages before the call, and ``out`` is
+    the argument of this name, which is the last one.
     """
     key, taken = call.key, call.tensors
     if before != measure(taken):
@@ -494,12 +495,9 @@ def keep_recipe(call: Call, result: Any, before: list[Any], freed: int) -> None:
     places = {find_number(one): place for place, one in enumerate(taken)}
     for one in [result] if kind is None else result:
         part = _take_apart(one, places, sources, call)
-        if part is None:
+        if part is None or (aliased and one is not out and _is_open(part, taken)):
             return
         parts.append(part)
-    # Of two arguments with one storage, it is open which a result comes from in another call.
-    if aliased and any(_is_shared(part) for part in parts):
-        return
     allocates = freed > 0 or any(isinstance(one, Made) and one.source is None for one in parts)
     _keep(key, Recipe(tuple(parts), kind, freed, allocates))
 
@@ -510,8 +508,14 @@ def _keep(key: Any, recipe: Recipe) -> None:
     _recipes[key] = recipe
 
 
-def _is_shared(part: Part) -> bool:
-    return isinstance(part, Same) or (isinstance(part, Made) and part.source is not None)
+def _is_open(part: Part, taken: list[Any]) -> bool:
+    """Whether a result comes from one of two arguments with one storage, and which one is open.
+
+    Of an argument that is given once it is known.
+    """
+    if isinstance(part, Same):
+        return sum(one is taken[part.place] for one in taken) > 1
+    return isinstance(part, Made) and part.source is not None
 
 
 def measure(tensors: list[Any]) -> list[Any]:

@@ -312,7 +312,7 @@ class FakeTracer(StorageTracer):
         self._count_scratch(freed, taken)
         # What a library was measured to return is recorded in another way than what is new.
         if freed is not None and made == measure(list_tensors(result)):
-            keep_recipe(call, result, before, freed)
+            keep_recipe(call, result, before, freed, named.get("out"))
         return result
 
     def _repeat(self, recipe: Recipe, operator: Any, name: str, call: Call) -> Any:

@@ -207,11 +207,14 @@ class Assumptions:
         self.ahead[_find_line()] += 1
         return not self.answer
 
-    def find_change(self, tried: Collection[Change]) -> Change | None:
+    def find_change(self, tried: Collection[Change], check: str | None = None) -> Change | None:
         """What to decide differently after an error: the latest decision, or all of its line.
 
-        An earlier step may have kept what it has read, such as the errors of samples.
+        An earlier step may have kept what it has read, such as the errors of samples. ``check`` is
+        the line whose condition alone led to the error: there it would be raised each time.
         """
+        if check in self._made and not any(one[0] == check for one in tried):
+            return check, None
         for where, number in reversed(self._made.items()):
             if not any(one[0] == where for one in tried):
                 return where, number

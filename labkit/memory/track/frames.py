@@ -6,6 +6,7 @@ For Python a notebook's cell is a file; IPython's shell knows the cell's number.
 
 from __future__ import annotations
 
+import dis
 import functools
 import gc
 import importlib.util
@@ -134,6 +135,31 @@ def list_error_frames(error: BaseException) -> tuple[Frame, ...]:
     )
 
 
+def find_check(error: BaseException) -> Frame | None:
+    """The line whose condition alone decides that this error is raised, such as an assertion's.
+
+    None if the error was not raised by a statement of Python's, or by one that other lines lead to.
+    """
+    step = error.__traceback__
+    if step is None:
+        return None
+    while step.tb_next is not None:
+        step = step.tb_next
+    code = step.tb_frame.f_code
+    before = [one for one in dis.get_instructions(code) if one.offset <= step.tb_lasti]
+    if not before or before.pop().opname != "RAISE_VARARGS":
+        return None
+    for one in reversed(before):
+        if "JUMP" in one.opname:
+            lines = (line for start, end, line in code.co_lines() if start <= one.offset < end)
+            return Frame(code.co_filename, next(lines) or 0, code.co_name)
+        if one.is_jump_target or one.opname in LEAVING:
+            return None
+    return None
+
+
+# After these, the next instruction is reached by a jump, or by the next item of a loop.
+LEAVING = ("FOR_ITER", "RAISE_VARARGS", "RERAISE", "RETURN_VALUE", "RETURN_CONST")
 OWN, PACKAGE, USER = "own", "package", "user"
 # Packages whose lines are skipped, because they only run code for another line, and the code that
 # torch.compile writes: its cache has files such as ab/cab....py, and its folder can be any.
