@@ -152,7 +152,7 @@ def find_check(error: BaseException) -> Frame | None:
     for one in reversed(before):
         if "JUMP" in one.opname:
             lines = (line for start, end, line in code.co_lines() if start <= one.offset < end)
-            return Frame(code.co_filename, next(lines) or 0, code.co_name)
+            return Frame(code.co_filename, next(lines, None) or 0, code.co_name)
         if one.is_jump_target or one.opname in LEAVING:
             return None
     return None
