@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import array
+import collections.abc
 import ctypes
 import dataclasses
 import functools
 import gc
+import importlib.util
 import io
 import multiprocessing
 import sys
@@ -395,3 +397,170 @@ def test_an_array_that_is_too_large_to_be_copied_is_named_where_it_changes(count
 
     notes = estimate_memory(step, torch.ones(4, requires_grad=True)).notes
     assert notes == (WRITTEN[0].format(f"an array of {count} bytes"),)
+
+
+COUNTING = """
+LOSSES, COUNT = [], 0
+
+class Meter:
+    seen = []
+
+def add(value):
+    global COUNT
+    COUNT += 1
+    LOSSES.append(value)
+    Meter.seen.append(value)
+    Meter.last = value
+
+def show():
+    return COUNT, LOSSES[:], Meter.seen[:], hasattr(Meter, "last")
+"""
+IN_ITS_PLACE = """
+import sys
+
+class Meters:
+    def __init__(self):
+        self.count, self.losses = 0, []
+
+    def add(self, value):
+        self.count += 1
+        self.losses.append(value)
+
+    def show(self):
+        return self.count, self.losses[:]
+
+sys.modules[__name__] = Meters()
+"""
+
+
+class CountingLoader:
+    """Finds and loads one module, which has no file."""
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == "labkit_counting" else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(COUNTING, vars(module))
+
+
+def load_counting(folder, monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, CountingLoader()])
+    return importlib.import_module("labkit_counting")
+
+
+def make_counting(folder, monkeypatch, kind=ModuleType):
+    module = kind("labkit_counting")
+    monkeypatch.setitem(sys.modules, "labkit_counting", module)
+    exec(COUNTING, vars(module))
+    return module
+
+
+def make_part(folder, monkeypatch):
+    part = ModuleType("labkit_whole.counting")
+    monkeypatch.setitem(sys.modules, "labkit_whole", ModuleType("labkit_whole"))
+    monkeypatch.setitem(sys.modules, part.__name__, part)
+    exec(COUNTING, vars(part))
+    return part
+
+
+def make_unlisted(folder, monkeypatch):
+    module = ModuleType("labkit_counting")
+    exec(COUNTING, vars(module))
+    return module
+
+
+def replace_itself(folder, monkeypatch):
+    (folder / "labkit_counting.py").write_text(IN_ITS_PLACE)
+    monkeypatch.syspath_prepend(folder)
+    return importlib.import_module("labkit_counting")
+
+
+def be_a_namespace(folder, monkeypatch):
+    module = SimpleNamespace(losses=[], count=0)
+    module.add = lambda value: (module.losses.append(value), setattr(module, "count", 1))
+    module.show = lambda: (module.losses[:], module.count)
+    monkeypatch.setitem(sys.modules, "labkit_counting", module)
+    return module
+
+
+class OwnModule(ModuleType):
+    """A module's class of a program's own."""
+
+
+@pytest.mark.parametrize("is_looked_up", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [load_counting, make_counting, make_part, make_unlisted, replace_itself, be_a_namespace,
+     functools.partial(make_counting, kind=OwnModule)],
+    ids=["loader", "by hand", "part", "not importable", "object", "namespace", "subclass"],
+)  # fmt: skip
+def test_a_module_without_a_file_is_as_before(make, is_looked_up, tmp_path, monkeypatch):
+    module = make(tmp_path, monkeypatch)
+    looked_up = is_looked_up and make is not make_unlisted
+    name = getattr(module, "__name__", "labkit_counting")
+    before = module.show()
+
+    def step(values):
+        (sys.modules[name] if looked_up else module).add(values * 2)
+
+    try:
+        assert estimate_memory(step, torch.ones(4)).notes == ()
+        assert module.show() == before
+    finally:
+        sys.modules.pop("labkit_counting", None)
+
+
+def patch_by_name(name, value):
+    owner, _, attribute = name.rpartition(".")
+    setattr(functools.reduce(getattr, owner.split(".")[1:], sys.modules[owner.split(".")[0]]),
+            attribute, value)  # fmt: skip
+
+
+# What steps, and the libraries that they call, replace in the classes and modules of packages.
+PATCHES = {
+    "method": (
+        lambda: nn.Conv2d.forward, lambda: setattr(nn.Conv2d, "forward", lambda one, given: given)),
+    "method by name": (
+        lambda: nn.modules.conv.Conv1d.forward,
+        lambda: patch_by_name("torch.nn.modules.conv.Conv1d.forward", lambda one, given: given)),
+    "inherited method": (
+        lambda: "state_dict" in vars(nn.Bilinear),
+        lambda: setattr(nn.Bilinear, "state_dict", lambda one: {})),
+    "property": (
+        lambda: vars(torch.distributions.Normal)["mean"],
+        lambda: setattr(torch.distributions.Normal, "mean", property(lambda one: 0))),
+    "class method": (
+        lambda: vars(nn.Embedding)["from_pretrained"],
+        lambda: setattr(nn.Embedding, "from_pretrained", classmethod(lambda kind: None))),
+    "setting of a class": (
+        lambda: nn.Softmax.__constants__,
+        lambda: setattr(nn.Softmax, "added", 3)),
+    "function of a module in a module": (
+        lambda: torch.utils.checkpoint.checkpoint,
+        lambda: setattr(torch.utils.checkpoint, "checkpoint", lambda run, *given: run(*given))),
+    "class of a module in a module": (
+        lambda: torch.utils.data.DataLoader, lambda: setattr(torch.utils.data, "DataLoader", list)),
+    "name for another": (
+        lambda: hasattr(collections, "Mapping"),
+        lambda: setattr(collections, "Mapping", collections.abc.Mapping)),
+    "NumPy's old name": (
+        lambda: hasattr(np, "labkit_float"), lambda: setattr(np, "labkit_float", np.float64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PATCHES)
+def test_what_a_step_replaces_in_packages_is_put_back(name):
+    read, change = PATCHES[name]
+    before = read()
+
+    def step(values):
+        change()
+        assert name == "setting of a class" or read() != before
+        return values * 2
+
+    estimate_memory(step, torch.ones(4))
+    assert read() == before
+    assert not hasattr(nn.Softmax, "added")

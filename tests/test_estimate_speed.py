@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import multiprocessing
@@ -203,11 +204,11 @@ def test_a_draw_that_something_else_replaces_between_estimates_is_answered(monke
 
 def test_a_draw_that_outlives_an_estimate_is_real_after_it():
     def make():
-        torch.utils.labkit_kept = random.gauss  # torch's own modules are not put back
+        torch.utils._labkit_kept = [random.gauss]  # what torch keeps for itself is not put back
         return lambda: torch.ones(3)
 
     estimate_memory(make)
-    kept = torch.utils.__dict__.pop("labkit_kept")
+    (kept,) = torch.utils.__dict__.pop("_labkit_kept")
     assert len({kept(0.0, 1.0) for _ in range(9)}) == 9
 
 
@@ -215,6 +216,8 @@ def test_settings_are_listed_once_for_what_has_them_now(monkeypatch):
     first = state._list_settings()
     assert state._list_settings() is first
     monkeypatch.setattr(sys, "path", [*sys.path])
+    assert state._list_settings() is first
+    monkeypatch.setattr(torch, "set_num_threads", functools.partial(torch.set_num_threads))
     assert state._list_settings() is not first
     before = [*sys.path]
     estimate_memory(lambda: (sys.path.append("added"), lambda: torch.ones(3))[1])

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import abc
+import asyncio
 import atexit
+import codecs
+import collections
 import contextvars
+import copy
+import copyreg
+import csv
 import decimal
+import encodings.aliases
 import faulthandler
 import functools
 import gc
 import io
+import json
 import locale
 import logging
+import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 import tracemalloc
+import types
+import urllib.request
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +44,7 @@ import torch._dynamo
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.backends import cuda, cudnn, mkldnn
+from torch.distributions import kl
 from torch.optim import optimizer as optimizers
 from torch.utils import checkpoint
 
@@ -56,6 +72,41 @@ def enter_mode():
 def start_group():
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+
+class Finder:
+    """A finder of modules that finds none."""
+
+    def find_spec(self, name, path=None, target=None):
+        return None
+
+
+class Abstract(abc.ABC):  # noqa: B024
+    """An abstract class of a program's own, for which another one is registered already."""
+
+
+Abstract.register(io.BytesIO)
+
+
+@functools.singledispatch
+def show_kind(one):
+    return ""
+
+
+def find_codec(name):
+    return codecs.lookup("utf-8") if name.startswith("labkit") else None
+
+
+def knows(look_up, name):
+    try:
+        return look_up(name) is not None
+    except LookupError:
+        return False
+
+
+def find_loop():
+    policy = asyncio.events._event_loop_policy
+    return policy and policy._local._loop if policy and hasattr(policy._local, "_loop") else None
 
 
 # How a setting is read, and what a step calls to change it.
@@ -167,6 +218,124 @@ SETTINGS = {
     "context": (VARIABLE.get, lambda: VARIABLE.set(1)),
     "sockets": (socket.getdefaulttimeout, lambda: socket.setdefaulttimeout(3)),
     "exit": (atexit._ncallbacks, lambda: atexit.register(print)),
+    "finders": (lambda: list(sys.meta_path), lambda: sys.meta_path.insert(0, Finder())),
+    "finders replaced": (
+        lambda: (id(sys.meta_path), list(sys.meta_path)),
+        lambda: setattr(sys, "meta_path", [*sys.meta_path, Finder()])),
+    "finders of paths": (lambda: list(sys.path_hooks), lambda: sys.path_hooks.append(Finder)),
+    "finders found": (
+        lambda: "/added" in sys.path_importer_cache,
+        lambda: sys.path_importer_cache.update({"/added": Finder()})),
+    "path replaced": (
+        lambda: (id(sys.path), list(sys.path)), lambda: setattr(sys, "path", ["/added"])),
+    "arguments replaced": (
+        lambda: (id(sys.argv), list(sys.argv)), lambda: setattr(sys, "argv", ["other"])),
+    "prompt": (lambda: hasattr(sys, "ps1"), lambda: setattr(sys, "ps1", "? ")),
+    "depth of tracebacks": (
+        lambda: hasattr(sys, "tracebacklimit"), lambda: setattr(sys, "tracebacklimit", 3)),
+    "added to sys": (lambda: hasattr(sys, "added"), lambda: setattr(sys, "added", 3)),
+    "module": (lambda: "added" in sys.modules, lambda: sys.modules.update(added=logging)),
+    "module that is missing": (
+        lambda: "added" in sys.modules, lambda: sys.modules.update(added=None)),
+    "module of torch": (
+        lambda: "torch.added" in sys.modules,
+        lambda: sys.modules.update({"torch.added": types.ModuleType("torch.added")})),
+    "module of Python": (
+        lambda: sys.modules["csv"], lambda: sys.modules.update(csv=types.ModuleType("csv"))),
+    "generators": (
+        sys.get_asyncgen_hooks, lambda: sys.set_asyncgen_hooks(firstiter=print)),
+    "coroutines": (
+        sys.get_coroutine_origin_tracking_depth,
+        lambda: sys.set_coroutine_origin_tracking_depth(3)),
+    "tracing of threads": (threading.gettrace, lambda: threading.settrace(print)),
+    "profiling of threads": (threading.getprofile, lambda: threading.setprofile(print)),
+    "stack of threads": (threading.stack_size, lambda: threading.stack_size(1 << 20)),
+    "attribute of a thread": (
+        lambda: hasattr(threading.current_thread(), "added"),
+        lambda: setattr(threading.current_thread(), "added", 1)),
+    "method of threads": (
+        lambda: threading.Thread.run, lambda: setattr(threading.Thread, "run", print)),
+    "process": (
+        lambda: multiprocessing.current_process().name,
+        lambda: setattr(multiprocessing.current_process(), "name", "other")),
+    "key of the process": (
+        lambda: multiprocessing.current_process().authkey,
+        lambda: setattr(multiprocessing.current_process(), "authkey", b"other")),
+    "environment replaced": (
+        lambda: id(os.environ), lambda: setattr(os, "environ", dict(os.environ))),
+    "warnings once": (
+        lambda: dict(warnings.onceregistry), lambda: warnings.onceregistry.update(added=1)),
+    "last resort": (lambda: logging.lastResort, lambda: setattr(logging, "lastResort", None)),
+    "name of a level": (
+        lambda: logging.getLevelName(25), lambda: logging.addLevelName(25, "NOTICE")),
+    "method of loggers": (
+        lambda: hasattr(logging.Logger, "notice"),
+        lambda: setattr(logging.Logger, "notice", logging.Logger.info)),
+    "new logger": (
+        lambda: len(logging.getLogger("labkit_added").handlers) if "labkit_added"
+        in logging.root.manager.loggerDict else 0,
+        lambda: logging.getLogger("labkit_added").addHandler(logging.StreamHandler())),
+    "formats of numbers": (
+        lambda: dict(locale._override_localeconv),
+        lambda: locale._override_localeconv.update(decimal_point=",")),
+    "new contexts": (
+        lambda: decimal.DefaultContext.prec, lambda: setattr(decimal.DefaultContext, "prec", 3)),
+    "codec": (lambda: knows(codecs.lookup, "labkit-added"), lambda: codecs.register(find_codec)),
+    "alias of a codec": (
+        lambda: "added" in encodings.aliases.aliases,
+        lambda: encodings.aliases.aliases.update(added="utf_8")),
+    "pickling": (
+        lambda: copyreg.dispatch_table.get(Finder), lambda: copyreg.pickle(Finder, find_codec)),
+    "copying": (
+        lambda: copy._deepcopy_dispatch.get(Finder),
+        lambda: copy._deepcopy_dispatch.update({Finder: find_codec})),
+    "class of an abstract one": (
+        lambda: issubclass(Finder, collections.abc.Sequence),
+        lambda: collections.abc.Sequence.register(Finder)),
+    "class of an own abstract one": (
+        lambda: [issubclass(one, Abstract) for one in (Finder, io.BytesIO)],
+        lambda: Abstract.register(Finder)),
+    "function for a type": (
+        lambda: show_kind(Finder()), lambda: show_kind.register(Finder, lambda one: "finder")),
+    "table's format": (csv.list_dialects, lambda: csv.register_dialect("added", delimiter="|")),
+    "table's fields": (csv.field_size_limit, lambda: csv.field_size_limit(10)),
+    "archives": (
+        shutil.get_archive_formats, lambda: shutil.register_archive_format("added", print)),
+    "opener": (
+        lambda: urllib.request._opener,
+        lambda: urllib.request.install_opener(urllib.request.build_opener())),
+    "certificates": (
+        lambda: ssl._create_default_https_context,
+        lambda: setattr(ssl, "_create_default_https_context", ssl._create_unverified_context)),
+    "encoding of objects": (
+        lambda: json.JSONEncoder.default,
+        lambda: setattr(json.JSONEncoder, "default", lambda encoder, one: str(one))),
+    "method of paths": (
+        lambda: hasattr(Path, "added"), lambda: setattr(Path, "added", lambda path: 1)),
+    "event loop": (
+        find_loop, lambda: asyncio.set_event_loop(asyncio.new_event_loop())),
+    "function of torch.cuda": (
+        lambda: torch.cuda.empty_cache, lambda: setattr(torch.cuda, "empty_cache", print)),
+    "name in torch": (lambda: hasattr(torch, "added"), lambda: setattr(torch, "added", print)),
+    "method of tensors": (
+        lambda: torch.Tensor.backward, lambda: setattr(torch.Tensor, "backward", print)),
+    "method added to tensors": (
+        lambda: hasattr(torch.Tensor, "added"), lambda: setattr(torch.Tensor, "added", print)),
+    "method of layers": (
+        lambda: nn.Linear.forward, lambda: setattr(nn.Linear, "forward", lambda one, given: given)),
+    "inherited method of optimizers": (
+        lambda: "zero_grad" in vars(torch.optim.Adam),
+        lambda: setattr(torch.optim.Adam, "zero_grad", lambda one: None)),
+    "loading": (
+        torch.serialization.get_safe_globals,
+        lambda: torch.serialization.add_safe_globals([Finder])),
+    "divergences": (
+        lambda: len(kl._KL_REGISTRY), lambda: kl.register_kl(Finder, Finder)(print)),
+    "fast path": (
+        torch.backends.mha.get_fastpath_enabled,
+        lambda: torch.backends.mha.set_fastpath_enabled(False)),
+    "autocast of XPUs": (
+        lambda: torch.is_autocast_enabled("xpu"), lambda: torch.set_autocast_enabled("xpu", True)),
 }  # fmt: skip
 if TF32:
     SETTINGS["precision"] = (

@@ -27,7 +27,8 @@ from torch._subclasses import schema_check_mode  # noqa: F401
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from labkit.memory.estimate.cuda import replace_attributes
-from labkit.memory.estimate.state import let_variables
+from labkit.memory.estimate.state import OWN_MODULES, let_variables
+from labkit.memory.track.frames import OWN, judge_file
 
 BOOTSTRAP: Any = sys.modules["importlib._bootstrap"]
 # Where importlib loads a module that it has found, and runs one again; and where the loaders of
@@ -37,8 +38,6 @@ LOADERS: Any = sys.modules["importlib._bootstrap_external"]._LoaderBasics  # typ
 EXECUTE = LOADERS.exec_module
 # The type of a module that is loaded when it is first used: to ask it for anything loads it.
 LAZY: Any = importlib.util._LazyModule  # type: ignore[attr-defined]
-# Modules of which a simulation leaves nothing behind, and that it may import itself.
-OWN = frozenset((*sys.stdlib_module_names, "labkit", "torch"))
 
 
 class NeedsImportError(BaseException):
@@ -102,6 +101,13 @@ class _ImportStop(TorchDispatchMode):  # type: ignore[misc]
         raise NeedsImportError(self._name)
 
 
+def _is_of_python(name: str, module: Any) -> bool:
+    """True for a module that Python's or torch's own code has made."""
+    file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+    own = name.partition(".")[0] in OWN_MODULES
+    return own and isinstance(file, str) and judge_file(file) == OWN
+
+
 class StepImports:
     """The modules that the step of an estimate imports; there is one estimate at a time."""
 
@@ -148,7 +154,7 @@ class StepImports:
     def _load(self, spec: Any) -> Any:
         if self._wrote(spec):
             return LOAD(spec)
-        own = spec.name.partition(".")[0] in OWN
+        own = spec.name.partition(".")[0] in OWN_MODULES
         if not own and self._is_of_step():
             self._meet(spec.name)
         before = {*sys.modules}
@@ -219,13 +225,13 @@ class StepImports:
         now = dict(sys.modules)
         same = len(now) == len(before) and all(map(is_, now.values(), before.values()))
         for name in () if same else now.keys() - before.keys() - self._loaded:
-            if name.partition(".")[0] not in OWN:
+            if not _is_of_python(name, now[name]):
                 module = sys.modules.pop(name)
                 owner, _, own = name.rpartition(".")
-                if vars(sys.modules.get(owner, sys)).get(own) is module:
+                if owner and vars(sys.modules.get(owner, sys)).get(own) is module:
                     delattr(sys.modules[owner], own)
         for name, module in () if same else before.items():
-            if now.get(name) is not module and name.partition(".")[0] not in OWN:
+            if now.get(name, self) is not module:
                 sys.modules[name] = module
         self._loaded.clear()
 

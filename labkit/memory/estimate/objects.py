@@ -28,6 +28,7 @@ from operator import is_
 from types import (
     BuiltinMethodType,
     CellType,
+    CodeType,
     FrameType,
     FunctionType,
     MethodType,
@@ -79,7 +80,12 @@ from labkit.memory.estimate.opened import (
 from labkit.memory.estimate.pipes import HeldPipes
 from labkit.memory.estimate.signals import list_signal_handlers
 from labkit.memory.estimate.stalls import are_others, runs_loop_elsewhere
-from labkit.memory.estimate.state import list_handlers, put_arithmetic, read_arithmetic
+from labkit.memory.estimate.state import (
+    OWN_MODULES,
+    list_handlers,
+    put_arithmetic,
+    read_arithmetic,
+)
 from labkit.memory.track.frames import OWN, USER, judge_file
 from labkit.text import join_names
 
@@ -118,6 +124,10 @@ ATOMS = (int, float, str, bytes, bool, complex, type(None), *BUILT, range, slice
 
 # What a public name of a package's module may be set to.
 SETTINGS = (int, float, bool, str)
+# What a class has for methods and attributes.
+DESCRIPTORS = (property, classmethod, staticmethod)
+# A longer text names no attribute.
+LONGEST_NAME = 120
 ERROR_NAMES = ("args", "__cause__", "__context__", "__suppress_context__", "__traceback__")
 
 # The most objects through which the holder of a fake tensor is searched, and how far.
@@ -184,7 +194,6 @@ class KeptObjects:
         self._placed: set[int] = set()
         # Whether nothing but the step can change one.
         self._alone = not are_others([threading.get_ident()])
-        self.recursive_before: list[tuple[Any, int]] = []
         # Caches of functions, with how often each had to compute.
         self._caches: list[tuple[Any, int]] = []
         # Dictionaries and sets, whose keys may be arguments of the step.
@@ -193,6 +202,10 @@ class KeptObjects:
         self.tuples: list[Any] = []
         self.elements = 0
         self._keeps_unheard = False
+        # What the program's code names, the packages' modules that it has, and their classes.
+        self.names: set[str] = set()
+        self._libraries: list[Any] = []
+        self._foreign: set[int] = set()
         # Iterators, and methods of theirs.
         self._iterators: dict[int, Any] = {}
         # What other methods are for ones of classes that have been changed.
@@ -210,11 +223,10 @@ class KeptObjects:
             if not is_own_module(name):
                 _foreign.add(name)
                 _named[0] = []
-            elif type(module) is ModuleType and not _is_importing(module):
-                self.seen.add(find_number(module))
-                self.keep(restore_names, vars(module), dict(vars(module)))
-                self.follow(vars(module).values())
+            elif not _is_importing(module):
+                self._left.append(module)
         self._keep_all()
+        self._keep_named()
         self._hold()
 
     def _keep_all(self) -> None:
@@ -237,6 +249,39 @@ class KeptObjects:
                 self.seen.add(find_number(one))
                 keeper(self, one)
         left.clear()
+
+    def _keep_named(self) -> None:
+        """Keeps the packages' modules and classes that the program's code names."""
+        names, left = self.names, self._libraries
+        left += [sys.modules[name] for name in names & sys.modules.keys()]
+        seen: set[int] = set()
+        while left:
+            one = left.pop()
+            if type(one) is LAZY or not _is_module(one) or find_number(one) in seen:
+                continue
+            seen.add(find_number(one))
+            self._left.append(one)
+            found = [value for name, value in list(vars(one).items()) if name in names]
+            left += [value for value in found if type(value) is ModuleType]
+            for value in found:
+                if isinstance(value, type) and not is_own_module(value.__module__):
+                    self._keep_foreign(value)
+        self._keep_all()
+
+    def _keep_foreign(self, kind: type) -> None:
+        """Keeps a class of a package's, whose methods code replaces and adds to."""
+        if find_number(kind) not in self._foreign:
+            self._foreign.add(find_number(kind))
+            self.keep(restore_foreign, kind, dict(vars(kind)))
+
+    def hold_library(self, one: ModuleType) -> None:
+        """Keeps the names of a package's module; what the program names in it is kept later."""
+        if not is_own(one):
+            self._libraries.append(one)
+            self.keep(restore_library, one, (vars(one).copy(),))  # dict() takes 20 times as long
+        else:
+            self.keep(restore_names, vars(one), dict(vars(one)))
+            self.follow((*vars(one).values(), type(one)))
 
     def _hold(self) -> None:
         """Puts copies, and what refuses, in the place of what moves on."""
@@ -412,7 +457,8 @@ class KeptObjects:
     def begin_step(self) -> None:
         """Gives back the locks that a simulated step has acquired and not released.
 
-        Of those whose changes are seen, the next call gets what it would wait for.
+        Of those whose changes are seen, the next call gets what it would wait for. One that its
+        owner can acquire again stays acquired: a generator of the step may yet release it.
         """
         self.locks.begin_step()
         for one, locked in self.locks_before:
@@ -421,8 +467,6 @@ class KeptObjects:
                 continue
             with contextlib.suppress(RuntimeError):  # it is named at the end
                 self._restore_lock(one, locked)
-        for one, count in self.recursive_before:
-            restore_recursive(one, count)
 
     def find_step_lock(self, one: Any) -> Any:
         """What an argument's copy has for a lock, which is not copied."""
@@ -444,7 +488,10 @@ class KeptObjects:
         """Puts back what has changed; returns what could not be put back, by its type."""
         failed = []
         locks = [(self._restore_lock, *one) for one in self.locks_before]
-        for restore, one, content in (*self._kept, *locks):
+        # A generator that is within a block of a lock releases it, once nothing holds it.
+        after = [one for one in self._kept if one[0] is restore_recursive]
+        before = (one for one in self._kept if one[0] is not restore_recursive)
+        for restore, one, content in (*before, *after, *locks):
             try:
                 restore(one, content)
             except Exception:  # what the user's classes raise
@@ -464,9 +511,10 @@ def _list_unknown_modules() -> list[str]:
     return _named[1]
 
 
-def _is_importing(module: ModuleType) -> bool:
+def _is_importing(module: Any) -> bool:
     """Whether another thread runs the module's code for the first time, and fills its names."""
-    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+    spec = vars(module).get("__spec__") if isinstance(module, ModuleType) else None
+    return bool(getattr(spec, "_initializing", False))
 
 
 def _put(restore: Any, one: Any, name: Any, value: Any) -> None:
@@ -496,17 +544,48 @@ def _find_copy(key: Any, copies: dict[int, Any]) -> Any:
     return copies.get(id(key), key) if isinstance(key, BY_IDENTITY) else key
 
 
-@functools.lru_cache(maxsize=4096)
-def _judge_module(name: str, file: str | None) -> bool:
-    return name == "__main__" if file is None else judge_file(file) == USER
+def _find_file(module: Any) -> str | None:
+    """The file of a module, or of the class of what a module has put in its place."""
+    if not isinstance(module, ModuleType):
+        methods = (one for one in vars(type(module)).values() if isinstance(one, FunctionType))
+        return next((one.__code__.co_filename for one in methods), None)
+    names = vars(module)
+    file = names.get("__file__")
+    if file is None and isinstance(names.get("__path__"), Iterable):  # of no file of its own
+        file = next((f"{one}/" for one in names["__path__"]), None)
+    return file if isinstance(file, str) else None
+
+
+def _judge_module(name: str, module: Any) -> bool:
+    """True for a module of the program's: one without a file, unless it is a part of a package."""
+    file = _find_file(module)
+    if file is not None:
+        return judge_file(file) == USER
+    parent, _, _ = name.rpartition(".")
+    return is_own_module(parent) if parent else name not in OWN_MODULES
 
 
 def is_own_module(name: str | None) -> bool:
-    """True for the name of a module of the user's program, not of a package."""
-    module = sys.modules.get(name or "")
+    """True for the name of a module of the user's program, not of a package.
+
+    One that cannot be imported is the program's if it is not a part of something that can be.
+    """
+    if type(name) is not str:
+        return False
+    module, (first, _, _) = sys.modules.get(name), name.partition(".")
+    if module is None:
+        return first not in sys.modules and first not in OWN_MODULES
     if type(module) is LAZY:
         return False
-    return module is not None and _judge_module(name or "", getattr(module, "__file__", None))
+    return name == "__main__" or _judge_module(name, module)
+
+
+def is_own(module: ModuleType) -> bool:
+    """True for a module of the user's program, whether it can be imported or not."""
+    name = vars(module).get("__name__")
+    if type(name) is not str:
+        return True
+    return is_own_module(name) if sys.modules.get(name) is module else _judge_module(name, module)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -714,6 +793,7 @@ def _keep_condition(kept: KeptObjects, one: threading.Condition) -> None:
     # It keeps the methods of its lock, too.
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))
     kept.follow(vars(one).values())
+    kept.locks.hold_condition(one)
 
 
 def _keep_shared_condition(kept: KeptObjects, one: Any) -> None:
@@ -723,6 +803,7 @@ def _keep_shared_condition(kept: KeptObjects, one: Any) -> None:
         kept.seen.add(find_number(one._lock))
         _keep_shared_lock(kept, one._lock)
     one.acquire, one.release = one._lock.acquire, one._lock.release
+    LEFT.add_owner(one._lock, one)
 
 
 def _keep_decimal(kept: KeptObjects, one: Any) -> None:
@@ -747,19 +828,42 @@ def _keep_cell(kept: KeptObjects, one: CellType) -> None:
     kept.follow((content,))
 
 
+def _wraps(one: FunctionType) -> bool:
+    """True for what Python's or torch's code has made of a function, and may keep things for it."""
+    package = str(one.__globals__.get("__name__")).partition(".")[0]
+    return package == "functools" or (package != "labkit" and hasattr(one, "__wrapped__"))
+
+
 def _keep_function(kept: KeptObjects, one: FunctionType) -> None:
-    if judge_file(one.__code__.co_filename) == OWN:
+    if judge_file(one.__code__.co_filename) != OWN:
+        kept.names.update(list_names(one.__code__))
+    elif not _wraps(one):
         return
     content = one.__defaults__, one.__kwdefaults__, dict(one.__dict__)
     kept.keep(restore_function, one, content)
     kept.follow(one.__defaults__ or ())
     kept.follow((one.__kwdefaults__, *one.__dict__.values(), *(one.__closure__ or ())))
-    if not is_own_module(one.__module__) and judge_file(one.__code__.co_filename) == USER:
-        names = one.__globals__  # of code that is run, not imported
-        if find_number(names) not in kept.seen:
-            kept.seen.add(find_number(names))
-            kept.keep(restore_names, names, dict(names))
-            kept.follow(names.values())
+    names = one.__globals__
+    module = sys.modules.get(names.get("__name__", ""))
+    imported = isinstance(module, ModuleType) and vars(module) is names
+    is_users = not imported and judge_file(one.__code__.co_filename) == USER
+    if is_users and find_number(names) not in kept.seen:  # of code that is run, not imported
+        kept.seen.add(find_number(names))
+        kept.keep(restore_names, names, dict(names))
+        kept.follow(names.values())
+
+
+@functools.lru_cache(maxsize=MOST_OBJECTS)
+def list_names(code: CodeType) -> frozenset[str]:
+    """The names that a function's code has, of attributes and modules too, also in its texts."""
+    found = {*code.co_names}
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            found |= list_names(one)
+        elif isinstance(one, str) and len(one) < LONGEST_NAME:
+            parts = one.split(".")
+            found |= {one, *parts} if all(map(str.isidentifier, parts)) else set()
+    return frozenset(found)
 
 
 def _keep_cache(kept: KeptObjects, one: Any) -> None:
@@ -794,9 +898,9 @@ def _keep_property(kept: KeptObjects, one: property) -> None:
 
 
 def _keep_library(kept: KeptObjects, one: ModuleType) -> None:
-    """Keeps the names of a package's module, whose functions and settings code replaces."""
+    """Keeps the names of a module: of a package's, whose functions and settings code replaces."""
     if type(one) is not LAZY:
-        kept.keep(restore_library, one, (vars(one).copy(),))  # dict() takes 20 times as long
+        kept.hold_library(one)
 
 
 def _keep_error(kept: KeptObjects, one: BaseException) -> None:
@@ -1069,17 +1173,29 @@ def restore_library(one: Any, content: tuple[dict[str, Any]]) -> None:
 
     What a package keeps for itself, such as what it has made at the first use, stays.
     """
-    names, (before,) = vars(one), content
+    _restore_foreign(one, content[0], keeps=lambda value: False)
+
+
+def restore_foreign(kind: type, content: dict[str, Any]) -> None:
+    """Gives a package's class its methods and settings back."""
+    _restore_foreign(kind, content, keeps=lambda value: isinstance(value, DESCRIPTORS))
+
+
+def _restore_foreign(one: Any, before: dict[str, Any], keeps: Callable[[Any], bool]) -> None:
+    names = vars(one)
     with contextlib.suppress(Exception):  # of values that cannot be compared
-        if [*names.values()] == [*before.values()]:
+        if len(names) == len(before) and [*names.values()] == [*before.values()]:
             return
+
+    def is_set(name: str, value: Any) -> bool:
+        is_setting = type(value) in SETTINGS and not name.startswith("_")
+        return callable(value) or is_setting or keeps(value)
+
     for name, value in before.items():
-        if names.get(name, UNSET) is value:
-            continue
-        if callable(value) or (type(value) in SETTINGS and not name.startswith("_")):
+        if names.get(name, UNSET) is not value and name not in SKIPPED and is_set(name, value):
             setattr(one, name, value)
-    for name in names.keys() - before.keys():
-        if is_own_module(getattr(names[name], "__module__", None)):
+    for name in names.keys() - before.keys() - SKIPPED:
+        if is_set(name, names[name]):
             delattr(one, name)
 
 
@@ -1235,7 +1351,7 @@ def _name_lock(one: Any) -> str:
     found = [
         f"{name}.{key}"
         for name in modules
-        for key, value in list(vars(sys.modules[name]).items())
+        for key, value in list(getattr(sys.modules[name], "__dict__", {}).items())
         if value is one
     ]
     for name in found or name_holders([one]):

@@ -12,6 +12,7 @@ such as NumPy's and ``decimal``'s, need no entry: the step runs in a copy of the
 from __future__ import annotations
 
 import atexit
+import codecs
 import contextlib
 import contextvars
 import faulthandler
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
-from labkit.memory.estimate.cuda import replace_attributes
+from labkit.memory.estimate.cuda import find_number, replace_attributes
 from labkit.memory.estimate.signals import FIND_HANDLER
 from labkit.memory.track.frames import USER, judge_file
 from labkit.text import first_line
@@ -46,7 +47,7 @@ PRECISIONS = (
     *(("cuda", one) for one in ("all", "matmul", "conv", "rnn")),
     *(("mkldnn", one) for one in ("all", "matmul", "conv", "rnn")),
 )
-AUTOCAST = ("cpu", "cuda")
+AUTOCAST = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "privateuseone")
 
 
 class Setting(NamedTuple):
@@ -88,12 +89,16 @@ CALLS: tuple[tuple[Any, str, str], ...] = (
     (torch._C, "_get_qengine", "_set_qengine"),
     (torch._C, "_is_view_replay_enabled", "_set_view_replay_enabled"),
     (torch._C, "_get_graph_executor_optimize", "_set_graph_executor_optimize"),
+    (torch._C, "_jit_texpr_fuser_enabled", "_jit_set_texpr_fuser_enabled"),
     (torch._C, "_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants"),
     (sys, "getrecursionlimit", "setrecursionlimit"),
     (sys, "getswitchinterval", "setswitchinterval"),
     (sys, "get_int_max_str_digits", "set_int_max_str_digits"),
     (sys, "gettrace", "settrace"),
     (sys, "getprofile", "setprofile"),
+    (sys, "get_coroutine_origin_tracking_depth", "set_coroutine_origin_tracking_depth"),
+    (threading, "gettrace", "settrace"),
+    (threading, "getprofile", "setprofile"),
     (gc, "get_debug", "set_debug"),
     (random, "getstate", "setstate"),
     (locale, "setlocale", "setlocale"),
@@ -102,7 +107,9 @@ CALLS: tuple[tuple[Any, str, str], ...] = (
 
 def _list_calls() -> Iterator[Setting]:
     """Settings that have a function to read and one to set them."""
-    for owner, read, put in CALLS:
+    line: Any = sys.modules.get("readline")
+    typed = (line, "get_completer", "set_completer")
+    for owner, read, put in (*CALLS, typed):
         if hasattr(owner, read) and hasattr(owner, put):
             arguments = (locale.LC_ALL,) if owner is locale else ()
             yield Setting(
@@ -111,6 +118,8 @@ def _list_calls() -> Iterator[Setting]:
                 functools.partial(getattr(owner, put), *arguments),
             )
     yield Setting("gc.set_threshold", gc.get_threshold, _spread(gc.set_threshold))
+    yield Setting("set_asyncgen_hooks", sys.get_asyncgen_hooks, _spread(sys.set_asyncgen_hooks))
+    yield Setting("threading.stack_size", threading.stack_size, threading.stack_size)
     yield Setting(
         "set_anomaly_enabled",
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
@@ -164,6 +173,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "torch.utils.checkpoint": ("_enable_checkpoint_early_stop", "_checkpoint_debug_enabled"),
     "torch.__future__": (
         "_overwrite_module_params_on_conversion", "_swap_module_params_on_conversion"),
+    "torch.backends.mha": ("_is_fastpath_enabled",),
+    "torch.jit._state": ("_enabled.enabled",),
     "torch.hub": ("_hub_dir",),
     "torch.multiprocessing": ("_sharing_strategy",),
     "torch.distributions.distribution": ("Distribution._validate_args",),
@@ -171,16 +182,40 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "PRINT_OPTS.precision", "PRINT_OPTS.threshold", "PRINT_OPTS.edgeitems",
         "PRINT_OPTS.linewidth", "PRINT_OPTS.sci_mode"),
     "multiprocessing.context": ("_default_context._actual_context",),
-    "sys": ("stdin", "stdout", "stderr", "excepthook", "displayhook", "unraisablehook"),
+    "multiprocessing.process": ("_current_process._name",),
+    "sys": (
+        "stdin", "stdout", "stderr", "__stdin__", "__stdout__", "__stderr__", "excepthook",
+        "displayhook", "unraisablehook", "breakpointhook", "ps1", "ps2", "tracebacklimit",
+        "pycache_prefix"),
+    "os": ("environ",),
     "threading": ("excepthook",),
     "warnings": ("showwarning", "formatwarning"),
     "tempfile": ("tempdir",),
+    "mimetypes": ("_db", "inited"),
+    "urllib.request": ("_opener",),
+    "ssl": ("_create_default_https_context",),
+    "reprlib.aRepr": ("maxlevel", "maxdict", "maxlist", "maxtuple", "maxset", "maxstring"),
+    "logging": ("lastResort", "raiseExceptions"),
     "logging.root.manager": ("disable",),
 }  # fmt: skip
-# Lists and dictionaries whose items steps add, remove and replace.
+# Lists and dictionaries whose items steps add, remove and replace, or that they replace.
 CONTENTS: dict[str, tuple[str, ...]] = {
-    "sys": ("path", "argv"),
+    "sys": ("path", "argv", "orig_argv", "warnoptions", "meta_path", "path_hooks"),
     "gc": ("callbacks",),
+    "warnings": ("onceregistry",),
+    "logging": ("_levelToName", "_nameToLevel"),
+    "locale": ("_override_localeconv",),
+    "encodings.aliases": ("aliases",),
+    "mimetypes": ("types_map", "common_types", "encodings_map", "suffix_map"),
+    "shutil": ("_ARCHIVE_FORMATS", "_UNPACK_FORMATS"),
+    "sqlite3": ("adapters", "converters"),
+    "webbrowser": ("_browsers", "_tryorder"),
+    "doctest": ("OPTIONFLAGS_BY_NAME",),
+    "xml.etree.ElementTree": ("_namespace_map",),
+    "copyreg": ("_extension_registry", "_inverted_registry"),
+    "unittest.mock": ("_patch._active_patches",),
+    "multiprocessing.process": ("_current_process._config",),
+    "torch.serialization": ("_package_registry",),
     "torch._logging._internal.log_state": ("log_qname_to_level", "artifact_names"),
     "torch.cuda": ("_queued_calls",),
     "torch.optim.optimizer": (
@@ -192,10 +227,27 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "_global_forward_hooks_always_called", "_global_backward_hooks",
         "_global_backward_pre_hooks"),
 }  # fmt: skip
+# The same, to which torch and Python add too as they import: what is theirs stays.
+REGISTRIES: dict[str, tuple[str, ...]] = {
+    "sys": ("path_importer_cache",),
+    "copy": ("_deepcopy_dispatch", "_copy_dispatch"),
+    "copyreg": ("dispatch_table",),
+    "pprint": ("PrettyPrinter._dispatch",),
+    "multiprocessing.reduction": ("ForkingPickler._extra_reducers",),
+    "torch._weights_only_unpickler": ("_marked_safe_globals_set",),
+    "torch.distributions.kl": ("_KL_REGISTRY", "_KL_MEMOIZE"),
+    "torch.distributions.constraint_registry": ("biject_to._registry", "transform_to._registry"),
+    "torch.utils._pytree": (
+        "SUPPORTED_NODES", "SUPPORTED_SERIALIZED_TYPES", "SERIALIZED_TYPE_TO_PYTHON_TYPE",
+        "CONSTANT_NODES"),
+}  # fmt: skip
 # Modules and classes whose functions code replaces by its own; what is added there stays.
 NAMESPACES = ("builtins", "torch.nn.functional", "torch.nn.init", "torch.nn.modules.module.Module")
 
 
+# Modules of which a simulation leaves nothing behind, and that it may import itself.
+OWN_MODULES = frozenset((*sys.stdlib_module_names, "labkit", "torch")) - {"__main__"}
+UNSET = object()
 # The owner's path of each, and its name.
 PLACES = tuple(
     f"{module}.{name}".rpartition(".")[::2]
@@ -207,27 +259,80 @@ PLACES = tuple(
 def _list_attributes() -> Iterator[Setting]:
     for path, name in PLACES:
         owner = _find(path)
-        if hasattr(owner, name):
+        if owner is not None:
             yield Setting(
                 name,
-                functools.partial(getattr, owner, name),
-                functools.partial(setattr, owner, name),
+                functools.partial(_read_attribute, owner, name),
+                functools.partial(_put_attribute, owner, name),
             )
 
 
+def _read_attribute(owner: Any, name: str) -> tuple[int, Any]:
+    """The number of a value, and itself: another one may be equal."""
+    value = getattr(owner, name, UNSET)
+    return find_number(value), value
+
+
+def _put_attribute(owner: Any, name: str, kept: tuple[int, Any]) -> None:
+    _, value = kept
+    if value is not UNSET:
+        setattr(owner, name, value)
+    elif name in vars(owner):
+        delattr(owner, name)
+
+
+def _list_containers(table: dict[str, tuple[str, ...]]) -> Iterator[tuple[Any, str]]:
+    """What has the containers of a table, and their names there."""
+    for module, names in table.items():
+        for one in names:
+            path, _, name = f"{module}.{one}".rpartition(".")
+            owner = _find(path)
+            if getattr(owner, name, None) is not None:
+                yield owner, name
+
+
 def _list_contents() -> Iterator[Setting]:
-    for module, names in CONTENTS.items():
-        for name in names:
-            container = getattr(_find(module), name, None)
-            if container is not None:
-                put = functools.partial(fill_container, container)
-                yield Setting(name, container.copy, put)
+    for table, put in ((CONTENTS, _put_container), (REGISTRIES, _put_registry)):
+        for owner, name in _list_containers(table):
+            read = functools.partial(_read_container, owner, name)
+            yield Setting(name, read, functools.partial(put, owner, name))
+
+
+def _read_container(owner: Any, name: str) -> tuple[int, Any, Any]:
+    """The number of a container, itself, and its items."""
+    found = getattr(owner, name)
+    return find_number(found), found, found.copy()
+
+
+def _put_container(owner: Any, name: str, kept: tuple[int, Any, Any]) -> None:
+    _, container, items = kept
+    if getattr(owner, name) is not container:
+        setattr(owner, name, container)
+    if _differ(container, items):
+        fill_container(container, items)
 
 
 def fill_container(container: Any, items: Any) -> None:
     """Gives a list, a dictionary or a set these items again."""
     container.clear()
     (container.extend if isinstance(container, list) else container.update)(items)
+
+
+def _put_registry(owner: Any, name: str, kept: tuple[int, Any, Any]) -> None:
+    """Puts a container back, but for what modules of Python and torch have added to it."""
+    number, container, before = kept
+    now = getattr(owner, name).copy()
+    items = dict.fromkeys(before) if isinstance(before, set) else dict(before)
+    found = dict.fromkeys(now) if isinstance(now, set) else dict(now)
+    added = {key: one for key, one in found.items() if key not in items and _is_own(key, one)}
+    _put_container(owner, name, (number, container, type(before)({**items, **added})))
+
+
+def _is_own(*parts: Any) -> bool:
+    """True for what is made of nothing but Python's and torch's functions and classes."""
+    flat = [one for part in parts for one in (part if isinstance(part, tuple) else (part,))]
+    names = [getattr(one, "__module__", None) or type(one).__module__ for one in flat]
+    return all(name.partition(".")[0] in OWN_MODULES for name in names)
 
 
 def _find(path: str) -> Any:
@@ -422,6 +527,15 @@ def _list_others() -> Iterator[Setting]:
     if "decimal" in sys.modules:
         # The copy of a context variable has the same context of decimal's.
         yield Setting("decimal", _read_decimal, _put_decimal)
+        first = sys.modules["decimal"].DefaultContext
+        read = functools.partial(read_arithmetic, first)
+        yield Setting("DefaultContext", read, functools.partial(put_arithmetic, first))
+    tables: Any = sys.modules.get("csv")
+    if tables is not None:
+        yield Setting("field_size_limit", tables.field_size_limit, tables.field_size_limit)
+        yield Setting("register_dialect", _read_dialects, _put_dialects)
+    if "asyncio.events" in sys.modules:
+        yield Setting("set_event_loop", _find_loop, _put_loop)
     sockets: Any = sys.modules.get("socket")
     if sockets is not None:
         yield Setting("setdefaulttimeout", sockets.getdefaulttimeout, sockets.setdefaulttimeout)
@@ -487,14 +601,53 @@ def _put_configurations(entries: dict[Any, Any]) -> None:
             entry.user_override, module._is_dirty = value, True
 
 
-def _read_threads() -> dict[Any, str]:
-    return {one: one._name for one in threading.enumerate()}  # type: ignore[attr-defined]
+def _read_threads() -> tuple[dict[Any, str], frozenset[str]]:
+    """The names of all threads, and the attributes that this one has been given."""
+    names = {one: one._name for one in threading.enumerate()}  # type: ignore[attr-defined]
+    return names, frozenset(vars(threading.current_thread()))
 
 
-def _put_threads(names: dict[Any, str]) -> None:
+def _put_threads(kept: tuple[dict[Any, str], frozenset[str]]) -> None:
+    names, attributes = kept
     for one, name in names.items():
         if one.name != name:
             one.name = name
+    this = threading.current_thread()
+    for name in vars(this).keys() - attributes:
+        delattr(this, name)
+
+
+def _read_dialects() -> dict[str, Any]:
+    """The formats that the module csv knows by name."""
+    tables = sys.modules["csv"]
+    return {name: tables.get_dialect(name) for name in tables.list_dialects()}
+
+
+def _put_dialects(kept: dict[str, Any]) -> None:
+    tables, now = sys.modules["csv"], _read_dialects()
+    for name in now.keys() - kept.keys():
+        tables.unregister_dialect(name)
+    for name, one in kept.items():
+        if now.get(name) is not one:
+            tables.register_dialect(name, one)
+
+
+def _find_loop() -> tuple[Any, Any]:
+    """What makes event loops, and the one that this thread has been given; None without them."""
+    policy = sys.modules["asyncio.events"]._event_loop_policy
+    return policy, getattr(getattr(policy, "_local", None), "_loop", None)
+
+
+def _put_loop(before: tuple[Any, Any]) -> None:
+    """Gives the thread its event loop again, and closes the step's."""
+    policy, loop = before
+    _, made = _find_loop()
+    if made is not None and made is not loop and not made.is_running():
+        made.close()
+    vars(sys.modules["asyncio.events"])["_event_loop_policy"] = policy
+    if policy is not None:
+        policy._local._loop = loop
+        policy._local._set_called = loop is not None
 
 
 # Torch alone has some hundred loggers: what few of them have is kept by their places.
@@ -514,6 +667,7 @@ def _read_loggers() -> Loggers:
 
 
 def _put_loggers(kept: Loggers) -> None:
+    _clear_loggers({*map(find_number, kept[0])})
     for place, (logger, values) in enumerate(zip(*kept[:2], strict=True)):
         level, disabled, propagate = values
         handlers, filters = kept[2].get(place, ([], []))
@@ -526,6 +680,19 @@ def _put_loggers(kept: Loggers) -> None:
             logger.handlers[:] = handlers
         if logger.filters != filters:
             logger.filters[:] = filters
+
+
+def _clear_loggers(known: set[int]) -> None:
+    """Has the loggers that the step has made be as new ones are; Python's and torch's stay."""
+    for name, one in list(logging.root.manager.loggerDict.items()):
+        own = name.partition(".")[0] in OWN_MODULES
+        if isinstance(one, logging.Logger) and find_number(one) not in known and not own:
+            one.setLevel(logging.NOTSET)
+            one.disabled, one.propagate = False, True
+            for handler in one.handlers:
+                handler.close()
+            one.handlers.clear()
+            one.filters.clear()
 
 
 def list_handlers() -> list[logging.Handler]:
@@ -573,7 +740,7 @@ LISTS = (
     _list_switches, _list_others,
 )  # fmt: skip
 # Modules that have settings once something has imported them.
-IMPORTED = ("numpy", "decimal", "socket")
+IMPORTED = ("numpy", "decimal", "socket", "csv", "readline", "asyncio.events")
 UNKNOWN = object()
 
 
@@ -582,8 +749,7 @@ def _list_owners() -> list[Any]:
     return [
         *(getattr(owner, name, None) for owner, *pair in CALLS for name in pair),
         *(_find(path) for path, _ in PLACES),
-        *(getattr(_find(module), name, None) for module, names in CONTENTS.items()
-          for name in names),
+        *(owner for table in (CONTENTS, REGISTRIES) for owner, _ in _list_containers(table)),
         *map(_find, NAMESPACES),
         *map(sys.modules.get, IMPORTED),
     ]  # fmt: skip
@@ -626,7 +792,9 @@ def keep_state(note: Callable[[str], object]) -> Iterator[None]:
     """
     kept = [(one, _read(one)) for one in _list_settings()]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices), _hold_exits():
+    with torch.random.fork_rng(devices=devices), contextlib.ExitStack() as stack:
+        for held in (*_hold_lasting(), _take_back()):
+            stack.enter_context(held)
         try:
             yield
         finally:
@@ -645,18 +813,76 @@ def _put(setting: Setting, value: Any, note: Callable[[str], object]) -> None:
         note(f"what the step set for the process stays set: {setting.name} ({said})")
 
 
+def _answer_nothing(*_: Any, **__: Any) -> None: ...
+
+
+# What stays for the process's life, or shows nothing of what it has: the step's own lines do none
+# of it. By its place, what they get instead.
+LASTING: tuple[tuple[Any, str, Callable[..., Any]], ...] = (
+    (atexit, "register", lambda function, *_, **__: function),
+    (sys, "addaudithook", _answer_nothing),
+    (os, "register_at_fork", _answer_nothing),
+    (faulthandler, "register", _answer_nothing),
+    (faulthandler, "dump_traceback_later", _answer_nothing),
+)
+
+
+def _hold_lasting() -> Iterator[contextlib.AbstractContextManager[Any]]:
+    """What replaces the functions of LASTING."""
+    for owner, name, answer in LASTING:
+        if hasattr(owner, name):
+            yield replace_attributes(owner, **{name: _choose(getattr(owner, name), answer)})
+
+
+def _choose(act: Callable[..., Any], answer: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(act)
+    def hold(*arguments: Any, **named: Any) -> Any:
+        is_users = judge_file(sys._getframe(1).f_code.co_filename) == USER
+        return (answer if is_users else act)(*arguments, **named)
+
+    return hold
+
+
 @contextlib.contextmanager
-def _hold_exits() -> Iterator[None]:
-    """Registers nothing for the end of the process that the step's own lines register."""
-    register = atexit.register
+def _take_back() -> Iterator[None]:
+    """Takes back, on exit, what the block has registered where nothing lists it."""
+    abstract: Any = sys.modules["abc"]
+    join, search = abstract._abc_register, codecs.register
+    joined: dict[Any, list[Any]] = {}
+    searched: list[Any] = []
 
-    def hold(function: Any, /, *arguments: Any, **named: Any) -> Any:
-        if judge_file(sys._getframe(1).f_code.co_filename) == USER:
-            return function
-        return register(function, *arguments, **named)
+    def note_class(kind: Any, other: Any) -> Any:
+        known = any(one() is other for one in abstract._get_dump(kind)[0])
+        if not known and not _is_own(kind, other):
+            joined.setdefault(kind, []).append(other)
+        return join(kind, other)
 
-    with replace_attributes(atexit, register=hold):
-        yield
+    def note_search(function: Any) -> None:
+        searched.append(function)
+        search(function)
+
+    try:
+        with (
+            replace_attributes(abstract, _abc_register=note_class),
+            replace_attributes(codecs, register=note_search),
+        ):
+            yield
+    finally:
+        for one in searched:
+            codecs.unregister(one)
+        for kind, added in joined.items():
+            _remove_classes(kind, added)
+
+
+def _remove_classes(kind: Any, added: list[Any]) -> None:
+    """Has an abstract class forget some that were registered for it."""
+    abstract: Any = sys.modules["abc"]
+    kept = [one() for one in abstract._get_dump(kind)[0]]
+    abstract._reset_registry(kind)
+    abstract._reset_caches(kind)
+    for one in kept:
+        if one is not None and one not in added:
+            kind.register(one)
 
 
 # What each running keep_variables() puts back.
