@@ -12,6 +12,7 @@ import pickle
 import queue
 import re
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -650,3 +651,50 @@ def test_a_lock_is_of_its_kind_in_the_step():
         values * 2
 
     estimate_memory(step, torch.ones(3))
+
+
+def hold_lock(lock):
+    with lock:
+        yield
+
+
+KEPT = []
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("make", [threading.Lock, threading.RLock, threading.Condition])
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_generator_that_stays_within_a_block_of_a_lock_releases_it(make, calls, monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    lock = make()
+
+    def begin():
+        KEPT[:] = [hold_lock(lock)]
+        next(KEPT[0])
+
+    def make_step(batch=4):
+        return lambda: [begin(), torch.ones(batch, requires_grad=True).sum().backward()]
+
+    for _ in range(calls):
+        estimate_memory(make_step)
+    assert not ignored and not KEPT
+    assert lock.acquire(blocking=False)
+    lock.release()
+
+
+def acquire_first(condition):
+    condition.acquire()
+
+
+@pytest.mark.parametrize("act", [acquire_first, lambda one: one.__enter__()], ids=["call", "with"])
+@pytest.mark.parametrize("inner", [threading.RLock, threading.Lock])
+def test_a_condition_that_a_step_leaves_acquired_is_named_with_its_line(act, inner, monkeypatch):
+    monkeypatch.setattr(waits, "LONGEST", 0.6)
+    monkeypatch.setitem(globals(), "CONDITION", threading.Condition(inner()))
+    (note,) = run(lambda: act(CONDITION)).notes  # noqa: F821
+    line = act.__code__.co_firstlineno + (act is acquire_first)
+    assert f"a Condition ({__name__}.CONDITION) acquired at " in note
+    assert f"test_estimate_locks.py:{line}:" in note
+    assert "unlocked" in repr(CONDITION)  # noqa: F821

@@ -67,6 +67,9 @@ class LeftLocks:
     def __init__(self) -> None:
         # The sentence, the lock, the line, and what else the sentence has; once for each lock.
         self._found: dict[int, tuple[str, Any, str, str]] = {}
+        # By the numbers of their locks: conditions, and the lines that have acquired them last.
+        self._owners: dict[int, Any] = {}
+        self._lines: dict[int, Frame | None] = {}
         # Semaphores whose values are looked at: those of asyncio, and those that the step makes.
         self._counted: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         # Each with its value, as the last call began.
@@ -75,9 +78,18 @@ class LeftLocks:
     def clear(self) -> None:
         """Forgets all, before and after an estimate's simulation."""
         ACQUIRED.clear()
-        self._found.clear()
+        for one in (self._found, self._owners, self._lines):
+            one.clear()
         self._counted.clear()
         self._values.clear()
+
+    def add_owner(self, lock: Any, one: Any) -> None:
+        """A condition has this lock: it is the condition that the program knows."""
+        self._owners[id(lock)] = one
+
+    def note_line(self, lock: Any, line: Frame | None) -> None:
+        """This line acquires a condition's lock."""
+        self._lines[id(lock)] = line
 
     def add_waiting(self, one: Any, line: Frame | None) -> None:
         """The step waits for what an earlier call of it has acquired at this line."""
@@ -90,6 +102,7 @@ class LeftLocks:
     def add_blocking(self, one: Any, line: Frame | None = None) -> None:
         """The step leaves a lock acquired that it can acquire again itself."""
         other = "process" if _is_shared(one) else "thread"
+        line = line or self._lines.get(id(one))
         self._found.setdefault(id(one), (BLOCKS, one, _name_line(line), other))
 
     def watch(self, one: Any) -> None:
@@ -120,7 +133,8 @@ class LeftLocks:
 
     def describe(self, find_name: Callable[[Any], str]) -> Iterator[str]:
         """A sentence about each; the function names an object as the program does, or not."""
-        for words, one, line, other in self._found.values():
+        for words, lock, line, other in self._found.values():
+            one = self._owners.get(id(lock), lock)
             name = find_name(one)
             shown = f"{name_kind(one)} ({name})" if name else name_kind(one)
             yield words.format(shown, line, other)

@@ -101,6 +101,7 @@ class HeldLocks:
             kind = module.Condition
             names = {one: self._wrap_signal(kind, one) for one in ("notify", "notify_all")}
             names |= {one: self._wrap_await(kind, one) for one in ("wait", "wait_for")}
+            names["__enter__"] = self._wrap_enter(kind.__enter__)
             yield kind, names | {"__init__": self._mark(kind)}
         kind = threading.Thread
         yield kind, {
@@ -262,6 +263,28 @@ class HeldLocks:
 
         return answer
 
+    def _wrap_enter(self, enter: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        @functools.wraps(enter)
+        def answer(one: Any) -> bool:
+            if self._holds(one):
+                LEFT.note_line(one._lock, _find_line())
+            return enter(one)
+
+        return answer
+
+    def hold_condition(self, one: Any) -> None:
+        """Has a condition be named for its lock, by the line that acquires it."""
+        acquire = one.acquire
+        LEFT.add_owner(one._lock, one)
+
+        def note_line(*given: Any, **named: Any) -> bool:
+            if self._threads.includes_this():
+                LEFT.note_line(one._lock, _find_line())
+            return bool(acquire(*given, **named))
+
+        if isinstance(one._lock, RECURSIVE):  # of another one, what has its place sees the line
+            one.acquire = note_line
+
     def _wrap_acquire(self, acquire: Callable[..., bool]) -> Callable[..., bool]:
         @functools.wraps(acquire)
         def answer(one: Any, blocking: bool = True, timeout: float | None = None) -> bool:
@@ -372,8 +395,8 @@ class StepLock:
     """
 
     __slots__ = (
-        "__weakref__", "_guard", "_left", "_line", "_own", "_taken", "_taker", "_threads",
-        "real",
+        "__weakref__", "_ended", "_guard", "_left", "_line", "_owed", "_own", "_taken", "_taker",
+        "_threads", "real",
     )  # fmt: skip
 
     def __init__(self, real: Any, threads: StepThreads) -> None:
@@ -382,6 +405,9 @@ class StepLock:
         # Whether the call before has left it acquired, and where it was acquired last.
         self._left, self._taker = False, 0
         self._line: Frame | None = None
+        # Whether the step has run, and how often what it has acquired was given back for it: a
+        # generator that stays within a ``with`` releases it as it is closed.
+        self._ended, self._owed = False, 0
         # Whether it is locked for the step, once the step has released what it had not acquired.
         self._own: bool | None = None
 
@@ -396,6 +422,7 @@ class StepLock:
         if self._left and timeout == FOREVER:
             LEFT.add_waiting(self.real, self._line)
             self._left, self._line = False, _find_line()
+            self._owed += 1
             return True
         if not WAITS.applies():
             return self._take(blocking, timeout)
@@ -427,6 +454,9 @@ class StepLock:
                         raise RuntimeError("release unlocked lock")
                     self._own = False
                     return
+        if self._owed and (self._ended or not self.real.locked()):
+            self._owed -= 1
+            return
         self._taken = False
         self.real.release()
 
@@ -446,7 +476,9 @@ class StepLock:
     def settle(self) -> None:
         """The step has run: gives back what it has acquired."""
         taken, self._taken, self._left, self._own = self._taken, False, False, None
+        self._ended = True
         if taken and self.real.locked():
+            self._owed += 1
             self.real.release()
 
     def __enter__(self) -> bool:
@@ -491,7 +523,6 @@ def keep_lock(kept: Any, one: Any) -> None:
 def keep_recursive(kept: Any, one: Any) -> None:
     """The same for a lock that its owner can acquire again."""
     kept.keep(restore_recursive, one, _count(one))
-    kept.recursive_before.append((one, _count(one)))
 
 
 def _count(one: Any) -> int:
