@@ -130,3 +130,40 @@ def test_views_that_are_not_used_change_nothing():
         return step
 
     compare(make_step)
+
+
+# Views of no_grad: torch tells nothing of their graph once their base is written to.
+PARTS = {
+    "unbind": lambda base: base.unbind(0),
+    "split": lambda base: base.split(200),
+    "split_with_sizes": lambda base: base.split([300, 500]),
+    "chunk": lambda base: base.chunk(3),
+    "tensor_split": lambda base: base.tensor_split(3),
+    "unsafe_split": lambda base: base.unsafe_split(200),
+    "unsafe_chunk": lambda base: base.unsafe_chunk(3),
+    "hsplit": lambda base: base.hsplit(2),
+    "vsplit": lambda base: base.vsplit(2),
+    "select": lambda base: [base[0], base[1]],
+    "loop": list,
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_are_written_to_without_gradients_are_followed(name):
+    def make_step():
+        weight = torch.randn(800, 128, requires_grad=True)
+
+        def step():
+            base = weight * 2
+            with torch.no_grad():
+                for part in PARTS[name](base):
+                    part.mul_(2)
+            base.mul_(3)
+            with torch.no_grad():
+                part.add_(1)
+            base.square().sum().backward()
+            weight.grad = None
+
+        return step
+
+    compare(make_step)

@@ -299,6 +299,15 @@ def find_storage(tensor: Any) -> tuple[str, int, int] | None:
         return None  # sparse and functional tensors have no storage
 
 
+def is_leaf(tensor: Any) -> bool:
+    """True for a tensor that no operator of a graph has made."""
+    try:
+        return bool(tensor.is_leaf)
+    # A view of ``no_grad``, once its base is written to with gradients: torch cannot tell.
+    except RuntimeError:
+        return False
+
+
 class Observer(NamedTuple):
     """This process: its id, whether process ids here are the host's, and its memory.
 

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from labkit.memory.balance.read import is_leaf
 from labkit.memory.estimate.cuda import replace_attributes, replace_in_thread
 from labkit.memory.estimate.results import forget_layout
 
@@ -106,7 +107,7 @@ COPY_TENSOR = torch.Tensor.__deepcopy__
 
 def copy_tensor(tensor: Any, memo: dict[int, Any]) -> Any:
     """A deep copy; torch's own refuses fake tensors that are not parameters."""
-    if not isinstance(tensor, fake_tensor.FakeTensor) or not tensor.is_leaf:
+    if not isinstance(tensor, fake_tensor.FakeTensor) or not is_leaf(tensor):
         return COPY_TENSOR(tensor, memo)
     copied = tensor.detach().clone().requires_grad_(tensor.requires_grad)
     if isinstance(tensor, torch.nn.Parameter):

@@ -40,6 +40,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from labkit.memory.balance.read import is_leaf
 from labkit.memory.estimate.buffers import (
     MAPPED,
     NUMBERED,
@@ -815,7 +816,7 @@ def _keep_codec(kept: KeptObjects, one: Any) -> None:
 
 
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
-    if one.is_leaf:
+    if is_leaf(one):
         hooks = one._backward_hooks
         kept.keep(restore_tensor, one, (one.requires_grad, one.grad, hooks and hooks.copy()))
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))

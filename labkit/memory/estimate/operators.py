@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
 
+from labkit.memory.balance.read import is_leaf
 from labkit.memory.estimate.cuda import replace_attributes
 from labkit.memory.track.storages import NODE_NUMBER, list_tensors
 
@@ -125,7 +126,7 @@ class Autocast:
             return {name: self._convert(one, dtype) for name, one in value.items()}
         if not _is_castable(value) or value.dtype is dtype:
             return value
-        kept = value.is_leaf and value.requires_grad and dtype in HALF
+        kept = is_leaf(value) and value.requires_grad and dtype in HALF
         if not kept or not torch.is_autocast_cache_enabled():
             return value.to(dtype)
         if id(value) not in self._cast:

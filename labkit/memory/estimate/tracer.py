@@ -15,6 +15,7 @@ from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from labkit.memory.balance.read import is_leaf
 from labkit.memory.estimate.allocator import round_request
 from labkit.memory.estimate.copies import is_fake
 from labkit.memory.estimate.cuda import (
@@ -419,7 +420,7 @@ class FakeTracer(StorageTracer):
             if (
                 collects
                 and ("_is_param" in kept or one.requires_grad)
-                and one.is_leaf
+                and is_leaf(one)
                 and not self._watch.is_known(one, held.storage)
             ):
                 self._look_at_fake(one)
@@ -723,7 +724,7 @@ class FakeTracer(StorageTracer):
         asked = "_is_param" in tensor.__dict__ or (
             tensor.requires_grad and collects_gradients(tensor)
         )
-        if asked and tensor.is_leaf:
+        if asked and is_leaf(tensor):
             self._watch.watch_parameter(tensor, known=storage.category == "parameters")
         return storage
 
@@ -737,7 +738,7 @@ class FakeTracer(StorageTracer):
         return held
 
     def _look_at_other(self, tensor: Any) -> Any:
-        if tensor.requires_grad and tensor.is_leaf and not all(map(is_fake, list_parts(tensor))):
+        if tensor.requires_grad and is_leaf(tensor) and not all(map(is_fake, list_parts(tensor))):
             self._guard_parameter(tensor)
         if type(tensor).__name__ == "DTensor":
             self._note_words(SHARDED)

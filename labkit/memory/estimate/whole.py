@@ -28,6 +28,7 @@ from torch._C import _functorch as functions
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from labkit.memory.balance.read import is_leaf
 from labkit.memory.estimate.cuda import CPU, FakeMode, find_number
 from labkit.memory.estimate.results import (
     HELD,
@@ -907,7 +908,7 @@ class _Whole(torch.autograd.Function):  # type: ignore[misc]
         ctx.results = [weakref.ref(one) for one in made]
         # Autograd holds the leaves, so their numbers stay theirs.
         ctx.leaves = tuple(
-            find_number(one) if one.is_leaf and one.requires_grad else 0 for one in tensors
+            find_number(one) if one.requires_grad and is_leaf(one) else 0 for one in tensors
         )
         everything = (*tensors, *made)
         assert plan.forward is not None
@@ -971,7 +972,7 @@ def _is_plain(operator: Any, arguments: Any, call: Call) -> bool:
             # Of a record that is no longer live the storage tells itself.
             live = held is not None and held() is not None
             key = held.key if live else one.untyped_storage()._cdata
-            hooked = one.is_leaf and len(one._post_accumulate_grad_hooks or ()) > 1
+            hooked = is_leaf(one) and len(one._post_accumulate_grad_hooks or ()) > 1
             if hooked or one._backward_hooks or key in keys:
                 return False
             keys.add(key)

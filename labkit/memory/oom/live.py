@@ -18,7 +18,7 @@ from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
-from labkit.memory.balance.read import find_storage
+from labkit.memory.balance.read import find_storage, is_leaf
 from labkit.memory.oom.model import Holder, LiveTensor, LiveTensors, walk_chain
 
 SEARCH_SECONDS = 1.0
@@ -127,7 +127,8 @@ def _add_tensor(tensor: Any, device: str, found: dict[int, LiveTensor]) -> None:
     if place != device or not held:
         return
     dtype = str(tensor.dtype).removeprefix("torch.")
-    seen = LiveTensor(held, tuple(tensor.shape), dtype, in_graph=tensor.grad_fn is not None)
+    in_graph = tensor.requires_grad and not is_leaf(tensor)
+    seen = LiveTensor(held, tuple(tensor.shape), dtype, in_graph=in_graph)
     before = found.get(address, seen)
     widest = max(before, seen, key=lambda one: math.prod(one.shape))
     found[address] = widest._replace(in_graph=before.in_graph or seen.in_graph)
@@ -179,7 +180,7 @@ def _list_children(torch: Any, value: Any) -> Iterator[tuple[str, object]]:
     cls = type(value)
     if issubclass(cls, torch.Tensor):
         # Asking a tensor that is not a leaf for its gradient warns.
-        if value.is_leaf and value.grad is not None:
+        if is_leaf(value) and value.grad is not None:
             yield ".grad", value.grad
     elif issubclass(cls, dict):
         for key, held in list(islice(dict.items(value), ELEMENTS)):

@@ -34,6 +34,7 @@ from torch.optim import optimizer as optimizers
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from labkit.errors import LabkitError
+from labkit.memory.balance.read import is_leaf
 from labkit.memory.track.frames import Frame, find_user_frames
 from labkit.memory.track.model import Level, Storage
 from labkit.text import first_line
@@ -234,7 +235,7 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
             for part in list_parts(tensor):
                 held = self._live.get(part.untyped_storage()._cdata)
                 found.append(held.storage if held else self._add(part, "other", (), before=True))
-            if tensor.is_leaf and (_is_parameter(tensor) or collects_gradients(tensor)):
+            if is_leaf(tensor) and (_is_parameter(tensor) or collects_gradients(tensor)):
                 self._watch.watch_parameter(tensor)
         return found
 
