@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import array
 import collections.abc
+import contextlib
+import contextvars
 import ctypes
 import dataclasses
 import functools
 import gc
 import importlib.util
 import io
+import logging
 import multiprocessing
 import sys
 import threading
@@ -564,3 +567,86 @@ def test_what_a_step_replaces_in_packages_is_put_back(name):
     estimate_memory(step, torch.ones(4))
     assert read() == before
     assert not hasattr(nn.Softmax, "added")
+
+
+class Kind:
+    """A class whose objects a step gives another one."""
+
+    @functools.singledispatchmethod
+    def show(self, one):
+        return ""
+
+
+class OtherKind(Kind):
+    """The other one."""
+
+
+def give_code():
+    return 1
+
+
+def give_other_code():
+    return 2
+
+
+DEFAULT = contextvars.ContextVar("DEFAULT", default=[])  # noqa: B039
+OBJECT, LAYER, TABLE, FIXED = Kind(), nn.Linear(2, 2), defaultdict(list), np.arange(4)
+OPTIMIZER, STACK = torch.optim.SGD(LAYER.parameters()), contextlib.ExitStack()
+LOGGER = logging.getLogger("tests.estimate_objects")
+
+# How each is read, and how a step changes it.
+LEFT_BEHIND = {
+    "default of a context variable": (
+        lambda: DEFAULT.get()[:], lambda value: DEFAULT.get().append(value)),
+    "class of an object": (
+        lambda: type(OBJECT), lambda value: setattr(OBJECT, "__class__", OtherKind)),
+    "class of a layer": (
+        lambda: type(LAYER), lambda value: setattr(LAYER, "__class__", OwnLinear)),
+    "base of a class": (
+        lambda: OtherKind.__bases__, lambda value: setattr(OtherKind, "__bases__", (OtherBase,))),
+    "name of a class": (
+        lambda: Kind.__name__, lambda value: setattr(Kind, "__name__", "Renamed")),
+    "method for a type": (
+        lambda: OBJECT.show(1), lambda value: Kind.show.register(int, lambda one, given: "int")),
+    "code of a function": (
+        give_code, lambda value: setattr(give_code, "__code__", give_other_code.__code__)),
+    "name of a function": (
+        lambda: give_code.__name__, lambda value: setattr(give_code, "__name__", "renamed")),
+    "factory of a dictionary": (
+        lambda: TABLE.default_factory, lambda value: setattr(TABLE, "default_factory", int)),
+    "array that is fixed": (
+        lambda: (FIXED.flags.writeable, FIXED.tolist()),
+        lambda value: (FIXED.fill(3), FIXED.setflags(write=False))),
+    "hook of a gradient": (
+        lambda: len(LAYER.weight._post_accumulate_grad_hooks or ()),
+        lambda value: LAYER.weight.register_post_accumulate_grad_hook(print)),
+    "hook of an optimizer": (
+        lambda: len(OPTIMIZER._optimizer_step_post_hooks),
+        lambda value: OPTIMIZER.register_step_post_hook(print)),
+    "attribute of a logger": (
+        lambda: hasattr(LOGGER, "seen"), lambda value: setattr(LOGGER, "seen", value)),
+    "call at an exit": (
+        lambda: len(STACK._exit_callbacks), lambda value: STACK.callback(give_code)),
+}  # fmt: skip
+
+
+class OtherBase(Kind):
+    """Another base."""
+
+
+class OwnLinear(nn.Linear):
+    """A layer of a program's own."""
+
+
+@pytest.mark.parametrize("name", LEFT_BEHIND)
+def test_what_a_step_leaves_behind_is_put_back(name):
+    read, change = LEFT_BEHIND[name]
+    before = read()
+
+    def step(values):
+        if read() == before:
+            change(values)
+        return values * 2
+
+    assert estimate_memory(step, torch.ones(4)).notes == ()
+    assert read() == before

@@ -85,6 +85,7 @@ def keep_array(kept: Any, one: Any) -> None:
 
 def restore_array(one: Any, content: Any) -> None:
     """Gives an array of NumPy its numbers back, and its shape."""
+    one.flags.writeable = True
     if one.shape != content.shape:
         one.shape = content.shape
     if not _are_equal(one, content):

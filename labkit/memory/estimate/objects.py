@@ -22,7 +22,7 @@ import random
 import sys
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from operator import is_
 from types import (
@@ -127,6 +127,9 @@ ATOMS = (int, float, str, bytes, bool, complex, type(None), *BUILT, range, slice
 SETTINGS = (int, float, bool, str)
 # What a class has for methods and attributes.
 DESCRIPTORS = (property, classmethod, staticmethod)
+# What a function's own attributes are, beside its defaults; and a logger's.
+OF_FUNCTIONS = ("__code__", "__name__", "__qualname__", "__doc__")
+OF_LOGGERS = frozenset(vars(logging.Logger("")))
 # A longer text names no attribute.
 LONGEST_NAME = 120
 ERROR_NAMES = ("args", "__cause__", "__context__", "__suppress_context__", "__traceback__")
@@ -183,6 +186,8 @@ class KeptObjects:
     ) -> None:
         # What puts an object back, with the object and its content; which keeps their ids theirs.
         self._kept: list[tuple[Callable[[Any, Any], None], Any, Any]] = []
+        # Objects of the program's classes, with their classes.
+        self.kinds: list[tuple[Any, type]] = []
         self.seen: set[int] = set()
         self.files, self.buffers, self._refuse = OpenFiles(is_step), KeptBuffers(), refuse
         self._pipes, self.locks, self._searched = pipes, locks, 0
@@ -492,7 +497,8 @@ class KeptObjects:
         # A generator that is within a block of a lock releases it, once nothing holds it.
         after = [one for one in self._kept if one[0] is restore_recursive]
         before = (one for one in self._kept if one[0] is not restore_recursive)
-        for restore, one, content in (*before, *after, *locks):
+        kinds = [(restore_kind, *one) for one in self.kinds]
+        for restore, one, content in (*kinds, *before, *after, *locks):
             try:
                 restore(one, content)
             except Exception:  # what the user's classes raise
@@ -636,6 +642,9 @@ def _keep_list(kept: KeptObjects, one: Any) -> None:
 def _keep_dictionary(kept: KeptObjects, one: Any) -> None:
     base: Any = OrderedDict if isinstance(one, OrderedDict) else dict
     kept.keep(restore_dictionary, one, dict(base.items(one)))
+    if isinstance(one, defaultdict):
+        kept.keep(restore_slots, one, {"default_factory": one.default_factory})
+        kept.follow((one.default_factory,))
     if len(one) <= MOST_ITEMS:
         kept.tables.append(one)
         kept.follow(dict.values(one))
@@ -784,6 +793,17 @@ def _keep_handler(kept: KeptObjects, one: logging.Handler) -> None:
     kept.follow(content.values())
 
 
+def _keep_logger(kept: KeptObjects, one: logging.Logger) -> None:
+    """Keeps what the program adds to a logger: the process's settings have the rest."""
+    content = {name: value for name, value in vars(one).items() if name not in OF_LOGGERS}
+    kept.keep(restore_pool, one, (content, OF_LOGGERS))
+    kept.follow((*content.values(), type(one)))
+
+
+def _keep_method_by_type(kept: KeptObjects, one: Any) -> None:
+    kept.follow((one.dispatcher, one.func))
+
+
 def _keep_shared_lock(kept: KeptObjects, one: Any) -> None:
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))
     for name, made in [*kept.locks.hold(one)]:
@@ -815,10 +835,15 @@ def _keep_codec(kept: KeptObjects, one: Any) -> None:
     kept.keep(restore_codec, one, one.getstate())
 
 
+def _list_hooks(one: Any) -> tuple[Any, Any]:
+    """The hooks of a tensor, and those that are called once its gradient is there, or None."""
+    return one._backward_hooks, one._post_accumulate_grad_hooks
+
+
 def _keep_tensor(kept: KeptObjects, one: Any) -> None:
     if is_leaf(one):
-        hooks = one._backward_hooks
-        kept.keep(restore_tensor, one, (one.requires_grad, one.grad, hooks and hooks.copy()))
+        hooks = [table and table.copy() for table in _list_hooks(one)]
+        kept.keep(restore_tensor, one, (one.requires_grad, one.grad, hooks))
     kept.keep(restore_dictionary, vars(one), dict(vars(one)))
     kept.follow(vars(one).values())
 
@@ -840,7 +865,8 @@ def _keep_function(kept: KeptObjects, one: FunctionType) -> None:
         kept.names.update(list_names(one.__code__))
     elif not _wraps(one):
         return
-    content = one.__defaults__, one.__kwdefaults__, dict(one.__dict__)
+    own = {name: getattr(one, name) for name in OF_FUNCTIONS}
+    content = one.__defaults__, one.__kwdefaults__, dict(one.__dict__), own
     kept.keep(restore_function, one, content)
     kept.follow(one.__defaults__ or ())
     kept.follow((one.__kwdefaults__, *one.__dict__.values(), *(one.__closure__ or ())))
@@ -914,12 +940,15 @@ def _keep_class(kept: KeptObjects, one: type) -> None:
     if is_own_module(one.__module__):
         content = dict(vars(one))
         kept.keep(restore_class, one, content)
+        kept.keep(restore_bases, one, (one.__bases__, one.__name__, one.__qualname__))
         kept.follow(content.values())
         kept.follow(one.__bases__)
 
 
 def _keep_attributes(kept: KeptObjects, one: Any) -> None:
     kind: Any = type(one)
+    if is_own_module(kind.__module__):
+        kept.kinds.append((one, kind))
     names = getattr(one, "__dict__", None)
     if type(names) is dict:
         kept.keep(restore_dictionary, names, dict(names))
@@ -955,6 +984,7 @@ def _keep_module(kept: KeptObjects, one: torch.nn.Module) -> None:
     content = dict(vars(one))
     tables = {name: value.copy() for name, value in content.items() if type(value) in TABLES}
     kept.keep(restore_module, one, (content, tables))
+    kept.kinds.append((one, type(one)))
     for names in (one._parameters, one._buffers, one._modules):
         kept.follow(names.values())
     kept.follow(value for name, value in vars(one).items() if not name.startswith("_"))
@@ -962,7 +992,8 @@ def _keep_module(kept: KeptObjects, one: torch.nn.Module) -> None:
 
 
 def _keep_optimizer(kept: KeptObjects, one: torch.optim.Optimizer) -> None:
-    for names in (vars(one), one.state, *one.param_groups):
+    hooks = [value for value in vars(one).values() if isinstance(value, OrderedDict)]
+    for names in (vars(one), one.state, *one.param_groups, *hooks):
         kept.keep(restore_dictionary, names, dict(names))
     kept.keep(restore_list, one.param_groups, one.param_groups[:])
 
@@ -1014,6 +1045,10 @@ KEEPERS: dict[type, Keeper | None] = {
     MethodWrapperType: KeptObjects.follow_method,
     **dict.fromkeys((weakref.ref, *VIEWS), _follow_parts),
     logging.Handler: _keep_handler,
+    logging.Logger: _keep_logger,
+    contextvars.ContextVar: _follow_parts,
+    contextlib.ExitStack: _keep_attributes,
+    functools.singledispatchmethod: _keep_method_by_type,
     LOCK: keep_lock,
     RECURSIVE: keep_recursive,
     threading.Condition: _keep_condition,
@@ -1158,11 +1193,12 @@ def restore_weak_set(one: Any, content: list[Any]) -> None:
         one.update(content)
 
 
-def restore_tensor(one: Any, content: tuple[bool, Any, Any]) -> None:
+def restore_tensor(one: Any, content: tuple[bool, Any, list[Any]]) -> None:
     """Gives a tensor its gradient back, whether it has one, and its hooks."""
     requires_grad, gradient, hooks = content
-    if one._backward_hooks:
-        restore_dictionary(one._backward_hooks, hooks or {})
+    for now, before in zip(_list_hooks(one), hooks, strict=True):
+        if now:
+            restore_dictionary(now, before or {})
     if one.grad is not gradient:
         one.grad = gradient
     if one.requires_grad is not requires_grad:
@@ -1270,9 +1306,10 @@ def restore_cell(one: CellType, content: Any) -> None:
         one.cell_contents = content
 
 
-def restore_function(one: FunctionType, content: tuple[Any, Any, dict[str, Any]]) -> None:
-    """Gives a function its defaults and its attributes back."""
-    defaults, named, attributes = content
+def restore_function(one: FunctionType, content: tuple[Any, Any, Any, dict[str, Any]]) -> None:
+    """Gives a function its code, its name, its defaults and its attributes back."""
+    defaults, named, attributes, own = content
+    restore_slots(one, own)
     if one.__defaults__ is not defaults:
         one.__defaults__ = defaults
     if one.__kwdefaults__ is not named:
@@ -1292,8 +1329,21 @@ def restore_class(one: type, content: dict[str, Any]) -> None:
             setattr(one, name, value)
 
 
+def restore_bases(one: type, content: tuple[Any, str, str]) -> None:
+    """Gives a class the classes that it inherits from, and its name back."""
+    for name, value in zip(("__bases__", "__name__", "__qualname__"), content, strict=True):
+        if getattr(one, name) != value:
+            setattr(one, name, value)
+
+
+def restore_kind(one: Any, kind: type) -> None:
+    """Gives an object its class back."""
+    if type(one) is not kind:
+        object.__setattr__(one, "__class__", kind)
+
+
 def restore_pool(one: Any, kept: tuple[dict[str, Any], frozenset[str]]) -> None:
-    """Gives a pool the attributes of its own class back."""
+    """Gives a pool, or a logger, the attributes back that its inner ones are not."""
     content, inner = kept
     for name in vars(one).keys() - content.keys() - inner:
         delattr(one, name)
