@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from labkit import estimate_memory
+from labkit.errors import UsageError
 from labkit.memory.estimate.cuda import find_number
 from labkit.memory.estimate.replaced import REPLACED
 from labkit.memory.track.storages import list_parts, list_tensors
@@ -78,3 +81,39 @@ def compare(operator):
 @pytest.mark.timeout(1200)
 def test_the_table_of_differences_is_complete(monkeypatch):
     assert survey(compare, monkeypatch) == set(DIFFERENT)
+
+
+# By dtype: operators that the CPU's kernels take or do not take.
+RARE = (torch.uint16, torch.complex64, torch.float8_e4m3fn, torch.float32)
+ASKED = {
+    "masked_select": lambda one: one.masked_select(torch.ones(64, dtype=torch.bool)),
+    "unique": lambda one: one.unique(),
+    "nonzero": lambda one: one.nonzero(),
+    "sort": lambda one: one.sort(),
+    "topk": lambda one: one.topk(3),
+    "max": lambda one: one.max(),
+    "sum": lambda one: one.sum(),
+    "product": lambda one: one.view(8, 8) @ one.view(8, 8),
+    "cat": lambda one: torch.cat([one, one]),
+    "copy": lambda one: one.clone().to(torch.complex128),
+}
+
+
+@pytest.mark.parametrize("dtype", RARE, ids=str)
+@pytest.mark.parametrize("name", ASKED)
+def test_a_dtype_that_a_kernel_does_not_take_raises_what_the_real_step_raises(name, dtype):
+    values, said = torch.ones(64).to(dtype), ""
+    try:
+        ASKED[name](values)
+    except (RuntimeError, NotImplementedError) as error:
+        said = str(error)
+    if said:
+        with pytest.raises(UsageError, match=re.escape(said.strip())):
+            estimate_memory(ASKED[name], values)
+    else:
+        assert estimate_memory(ASKED[name], values).obstacle is None
+
+
+def test_an_operator_with_another_kernel_for_large_tensors_is_not_refused():
+    values = torch.ones(64).to(torch.uint16)
+    assert estimate_memory(lambda one: torch.isin(one, one), values).obstacle is None

@@ -24,6 +24,7 @@ from labkit.memory.estimate.cuda import (
     hide_device,
     replace_attributes,
 )
+from labkit.memory.estimate.kernels import refuse_dtype
 from labkit.memory.estimate.layouts import lay_out
 from labkit.memory.estimate.limits import Limits, find_limits, join_limits
 from labkit.memory.estimate.loading import is_loading
@@ -287,6 +288,8 @@ class FakeTracer(StorageTracer):
     ) -> Any:
         """The results by torch's fake mode, kept for further calls that are alike."""
         taken = call.tensors
+        if self._mode.placement == "cpu":
+            refuse_dtype(operator, arguments, named, taken)
         before = [] if call.key is None else measure(taken)
         if run is operator:
             run = lay_out(operator)

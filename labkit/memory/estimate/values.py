@@ -277,8 +277,11 @@ class KnownValues:
         value = self.find(tensor)
         if value is None or not value.numel() or value.is_complex():
             return self.find_limits(tensor)
-        with _disable_current_modes():
-            low, high = (one.item() for one in collapse(value).aminmax())
+        try:
+            with _disable_current_modes():
+                low, high = (one.item() for one in collapse(value).aminmax())
+        except NotImplementedError:  # for this dtype
+            return self.find_limits(tensor)
         return Limits(low, high)
 
     def find(self, tensor: Any) -> Any:
