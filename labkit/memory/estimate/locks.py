@@ -523,6 +523,7 @@ def keep_lock(kept: Any, one: Any) -> None:
 def keep_recursive(kept: Any, one: Any) -> None:
     """The same for a lock that its owner can acquire again."""
     kept.keep(restore_recursive, one, _count(one))
+    kept.recursive_before.append((one, _count(one)))
 
 
 def _count(one: Any) -> int:
@@ -557,6 +558,11 @@ def restore_recursive(one: Any, count: int) -> None:
         LEFT.add_blocking(one)
     for _ in range(now - count):
         one.release()
-    for _ in range(count - now):
+    acquire_again(one, count)
+
+
+def acquire_again(one: Any, count: int) -> None:
+    """Has this thread acquire a lock so often that it has done so this often."""
+    for _ in range(count - _count(one)):
         if not one.acquire(timeout=LONGEST):
             raise RuntimeError("another thread has acquired it")

@@ -62,6 +62,7 @@ from labkit.memory.estimate.locks import (
     RECURSIVE,
     HeldLocks,
     StepLock,
+    acquire_again,
     keep_lock,
     keep_recursive,
     restore_lock,
@@ -200,6 +201,7 @@ class KeptObjects:
         self._placed: set[int] = set()
         # Whether nothing but the step can change one.
         self._alone = not are_others([threading.get_ident()])
+        self.recursive_before: list[tuple[Any, int]] = []
         # Caches of functions, with how often each had to compute.
         self._caches: list[tuple[Any, int]] = []
         # Dictionaries and sets, whose keys may be arguments of the step.
@@ -473,6 +475,8 @@ class KeptObjects:
                 continue
             with contextlib.suppress(RuntimeError):  # it is named at the end
                 self._restore_lock(one, locked)
+        for one, count in self.recursive_before:
+            acquire_again(one, count)
 
     def find_step_lock(self, one: Any) -> Any:
         """What an argument's copy has for a lock, which is not copied."""
@@ -497,7 +501,7 @@ class KeptObjects:
         # A generator that is within a block of a lock releases it, once nothing holds it.
         after = [one for one in self._kept if one[0] is restore_recursive]
         before = (one for one in self._kept if one[0] is not restore_recursive)
-        kinds = [(restore_kind, *one) for one in self.kinds]
+        kinds: list[Any] = [(restore_kind, *one) for one in self.kinds]
         for restore, one, content in (*kinds, *before, *after, *locks):
             try:
                 restore(one, content)
