@@ -284,6 +284,8 @@ class KeptObjects:
 
     def hold_library(self, one: ModuleType) -> None:
         """Keeps the names of a package's module; what the program names in it is kept later."""
+        if _is_importing(one):
+            return
         if not is_own(one):
             self._libraries.append(one)
             self.keep(restore_library, one, (vars(one).copy(),))  # dict() takes 20 times as long
