@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch._C import _functorch as functions
 
 from labkit.memory.estimate.copies import is_fake
 from labkit.memory.estimate.cuda import find_number
@@ -259,6 +260,8 @@ def _make_zeros(*arguments: Any, **named: Any) -> Any:
 
 def mark_borrowed(real: Any, fake: Any) -> Any:
     """The fake tensor of a real one; what is an array's memory counts as none of torch's."""
+    if functions.is_functorch_wrapped_tensor(real):
+        return fake  # what it wraps is fake
     if not real.untyped_storage().resizable():
         setattr(fake.untyped_storage(), BORROWED, True)
     return fake

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
+from torch._C import _functorch as functions
 from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -763,7 +764,8 @@ class FakeTracer(StorageTracer):
 
     def _find_own(self, tensor: Any) -> Any:
         """The same for a real tensor of the step's own, such as one of an array."""
-        if tensor.device.type != "cpu" or is_fake(tensor):
+        wrapped = functions.is_functorch_wrapped_tensor(tensor)
+        if tensor.device.type != "cpu" or is_fake(tensor) or wrapped:
             return tensor
         made = self._own.get(tensor)
         if made is None:
@@ -773,7 +775,7 @@ class FakeTracer(StorageTracer):
     def _take_in(
         self, operator: Any, arguments: tuple[Any, ...], taken: list[Any]
     ) -> tuple[str, tuple[Frame, ...], bool]:
-        if operator is not LIFT:
+        if operator is not REPLACED[find_number(LIFT)]:
             return super()._take_in(operator, arguments, taken)
         # Its result is in the place of the real tensor.
         self._bury()
