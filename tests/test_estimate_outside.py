@@ -487,3 +487,61 @@ def test_an_object_whose_attributes_raise_other_errors_is_followed(given):
     else:
         estimate_memory(lambda model: step(model, SETTINGS), model)
     assert (SETTINGS, HISTORY[0]) == ({"steps": 0, "nested": {"losses": []}}, [])
+
+
+RAW = {
+    "storage": lambda one: one.untyped_storage().fill_(0),
+    "element of a storage": lambda one: one.untyped_storage().__setitem__(0, 7),
+    "bytes": lambda one: one.untyped_storage().byteswap(torch.float32),
+    "typed storage": lambda one: one.storage().fill_(7.0),
+    "shared memory": lambda one: one.share_memory_(),
+    "DLPack": lambda one: np.from_dlpack(one).fill(3),
+    "a function of elements": lambda one: one.apply_(lambda value: 0.0),
+    "a function of pairs": lambda one: one.map_(one, lambda value, other: 0.0),
+    "a copy of a storage": lambda one: copy.deepcopy(one.untyped_storage()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("name", RAW)
+def test_the_memory_of_a_tensor_from_outside_is_as_before(name):
+    values = torch.arange(6.0)
+
+    def step():
+        RAW[name](values)
+        made = values * 2
+        RAW[name](made)
+        return made
+
+    assert estimate_memory(lambda: step).obstacle is None
+    assert values.tolist() == [0, 1, 2, 3, 4, 5]
+    assert not values.is_shared()
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_tensor_from_outside_keeps_its_memory(size):
+    values = torch.arange(6.0)
+
+    def step():
+        values.untyped_storage().resize_(size)
+        return torch.ones(6) * 2
+
+    obstacle = estimate_memory(lambda: step).obstacle
+    assert obstacle.operator == "UntypedStorage.resize_()"
+    assert "from outside the step" in str(obstacle)
+    assert values.untyped_storage().nbytes() == 24
+    assert values.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_step_frees_what_it_has_made():
+    def make():
+        def step():
+            made = torch.ones(100) * 2
+            made.untyped_storage().resize_(0)
+            return torch.ones(90)
+
+        return step
+
+    estimate = estimate_memory(make)
+    assert estimate.obstacle is None
+    assert estimate.peak_bytes == 800

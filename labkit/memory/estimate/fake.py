@@ -58,6 +58,7 @@ from labkit.memory.estimate.operators import (
     allow_foreach,
     reverse_products,
 )
+from labkit.memory.estimate.raw import hold_memory
 from labkit.memory.estimate.results import borrow_attributes
 from labkit.memory.estimate.saved import Checkpoints
 from labkit.memory.estimate.state import keep_modes, keep_state
@@ -316,6 +317,7 @@ class Simulation:
         return [
             self.checkpoints.open(self.note),
             give_addresses(),
+            hold_memory(self.tracer.note_obstacle),
             simulate_lazy(),
             replace_attributes(
                 fake_tensor.FakeTensor,
