@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from collections import namedtuple
 from types import ModuleType, SimpleNamespace
+from unittest import mock
 from xml.dom import minidom
 from xml.etree import ElementTree
 
@@ -335,3 +336,21 @@ def test_a_value_that_an_earlier_step_has_kept_is_decided_otherwise_after_an_err
     estimate = estimate_memory(make_replay)
     assert estimate.obstacle is None
     assert any("ways that end in an error were left out" in note for note in estimate.notes)
+
+
+@pytest.mark.parametrize("kind", [mock.MagicMock, mock.Mock])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_mock_is_called_and_has_heard_nothing(kind, given):
+    logger, values = kind(), torch.ones(2, 4)
+    logger.scale.return_value = 2
+
+    def step(logger):
+        made = torch.nn.Linear(4, 3)(values) * logger.scale()
+        logger(made)
+        logger.log.loss("sum", made)
+        made.sum().backward()
+
+    estimate = estimate_memory(step, logger) if given else estimate_memory(lambda: step(logger))
+    assert estimate.obstacle is None
+    assert logger.mock_calls == []
+    assert logger.scale.call_count == 0

@@ -191,8 +191,11 @@ def is_iterator(kind: Any) -> bool:
     """True for the type of a generator, a coroutine, or an iterator that C has made."""
     if find_prefix(kind):
         return True
-    take = getattr(kind, "__next__", None)
+    # A mock's own is a descriptor that makes another mock.
+    take = next((vars(one)["__next__"] for one in kind.__mro__ if "__next__" in vars(one)), None)
     if take is None or isinstance(take, FunctionType) or "__dict__" in vars(kind):
+        return False
+    if isinstance(vars(type(take)).get("__get__"), FunctionType):
         return False
     return not issubclass(kind, io.IOBase) and not is_cursor(kind)
 

@@ -104,6 +104,7 @@ HOLDING = frozenset(("types", "argparse", "collections", "dataclasses", "torch",
 HOLDING_WHOLE = (
     "multiprocessing.sharedctypes", "multiprocessing.shared_memory", "shelve", "dbm.dumb",
     "configparser", "xml.etree.ElementTree", "xml.dom.minidom", "email.message", "timeit", "hmac",
+    "unittest.mock",
 )  # fmt: skip
 # What one event loop changes alone.
 OF_LOOPS = ("asyncio.locks", "asyncio.queues")
