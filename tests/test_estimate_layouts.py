@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 
 import pytest
 import torch
@@ -115,10 +116,13 @@ def is_composite(operator):
         return True
 
 
-def list_operators():
-    """The operators that torch has, and do not write into an argument."""
-    for name in dir(torch.ops.aten):
-        packet = getattr(torch.ops.aten, name)
+def list_operators(names=None):
+    """The operators that torch has, and do not write into an argument.
+
+    ``names`` are all that have been asked for before if None.
+    """
+    for name in names or dir(torch.ops.aten):
+        packet = getattr(torch.ops.aten, name, None)
         for overload in packet.overloads() if hasattr(packet, "overloads") else ():
             operator = getattr(packet, overload)
             new = not operator._schema.is_mutable and not name.startswith(("_foreach", "__"))
@@ -127,7 +131,9 @@ def list_operators():
 
 
 def list_pointwise():
-    return (one for one in list_operators() if torch.Tag.pointwise in one.tags)
+    registered = map(str.split, torch._C._dispatch_get_all_op_names(), itertools.repeat("::"))
+    names = {name.partition(".")[0] for space, name in registered if space == "aten"}
+    return (one for one in list_operators(sorted(names)) if torch.Tag.pointwise in one.tags)
 
 
 PLAIN = {"number": 1, "float": 0.5, "int": 0, "bool": False, "str": "none"}

@@ -68,7 +68,7 @@ VIEWS = frozenset({"view", "_unsafe_view"})
 # Operators of single elements that make a tensor of a number, or another way out of the loop that
 # makes contiguous results of contiguous tensors; and those that take a number into that loop.
 OTHERWISE = frozenset(
-    """clone conj_physical deg2rad hardtanh nan_to_num positive rad2deg
+    """clone conj_physical _conj_physical deg2rad hardtanh nan_to_num positive rad2deg
     relu6""".split()  # noqa: SIM905
 )
 TAKING = frozenset({"lerp", "pow"})
