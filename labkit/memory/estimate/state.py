@@ -634,7 +634,7 @@ def _put_dialects(kept: dict[str, Any]) -> None:
 
 def _find_loop() -> tuple[Any, Any]:
     """What makes event loops, and the one that this thread has been given; None without them."""
-    policy = sys.modules["asyncio.events"]._event_loop_policy
+    policy = getattr(sys.modules["asyncio.events"], "_event_loop_policy", None)
     return policy, getattr(getattr(policy, "_local", None), "_loop", None)
 
 
