@@ -14,11 +14,9 @@ import torch
 from torch._prims_common import make_contiguous_strides_for, suggest_memory_format
 from torch.utils._python_dispatch import _disable_current_modes
 
-from labkit.memory.estimate.strides import find_name
+from labkit.memory.estimate.strides import LAST, find_name, is_last
 
 Strides = tuple[int, ...]
-# Channels last, by the number of dimensions.
-LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 # Batch norm on the CPU: its result is contiguous, or channels last.
 NORMS = frozenset(
     """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
@@ -151,7 +149,7 @@ def _find_norm(arguments: Any, result: Any) -> Strides | None:
         return None
     if values.is_contiguous():
         return _lay(result)
-    if _is_last(values):
+    if is_last(values):
         return _lay(result, LAST[values.dim()])
     return _find_form(0, arguments, result)
 
@@ -160,15 +158,10 @@ def _find_norm_backward(arguments: Any, result: Any) -> Strides | None:
     """Contiguous for contiguous values, if the gradient is laid out as they are."""
     gradient, values = arguments[:2]
     if values.device.type == "cpu" and values.is_contiguous() and result.dim() == values.dim():
-        packed = gradient.is_contiguous() or _is_last(gradient)
+        packed = gradient.is_contiguous() or is_last(gradient)
         if packed and suggest_memory_format(gradient) is suggest_memory_format(values):
             return _lay(result)
     return _find_form(1, arguments, result)
-
-
-def _is_last(values: Any) -> bool:
-    form = LAST.get(values.dim())
-    return form is not None and bool(values.is_contiguous(memory_format=form))
 
 
 def _lay(result: Any, form: torch.memory_format = torch.contiguous_format) -> Strides:

@@ -74,6 +74,8 @@ CUDA_COUNTED = frozenset(
     masked_scatter_""".split()  # noqa: SIM905
 )
 FEWEST_CHANNELS = 4
+# Channels last, by the number of dimensions.
+LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 ATTENTION = ("_scaled_dot_product_", "_efficient_attention_", "_flash_attention_")
 # Operators of many tensors at once, which optimizers call with parameters in any layout.
 MANY = ("_foreach_", "_fused_", "_amp_")
@@ -129,7 +131,7 @@ def count_cuda_copies(operator: Any, arguments: Any, tensors: list[Any]) -> tupl
         return 0, 0
     name = find_name(operator)
     if name in CUDA_LAST:
-        scattered = [one for one in scattered if not _is_last(one)]
+        scattered = [one for one in scattered if not _is_taken_last(one)]
     if name in CUDA_COPIED:
         chosen = [arguments[place] for place in CUDA_COPIED[name]]
         return count_copies(one for one in chosen if any(one is other for other in scattered)), 0
@@ -144,12 +146,12 @@ def _takes_strides_on_cuda(operator: Any) -> bool:
     return name.startswith((*MANY, *ATTENTION)) or _is_strided(operator)
 
 
-def _is_last(tensor: Any) -> bool:
+def _is_taken_last(tensor: Any) -> bool:
     """True for channels last; with fewer than four, some kernels copy them after all."""
-    forms = {4: torch.channels_last, 5: torch.channels_last_3d}
-    form = forms.get(tensor.dim())
-    return (
-        form is not None
-        and tensor.size(1) >= FEWEST_CHANNELS
-        and bool(tensor.is_contiguous(memory_format=form))
-    )
+    return is_last(tensor) and tensor.size(1) >= FEWEST_CHANNELS
+
+
+def is_last(tensor: Any) -> bool:
+    """True for a tensor without gaps whose channels are innermost in memory."""
+    form = LAST.get(tensor.dim())
+    return form is not None and bool(tensor.is_contiguous(memory_format=form))

@@ -136,6 +136,8 @@ JOINING = find_numbers((ATEN.cat.default, ATEN.stack.default))
 SUMS = find_numbers((ATEN.sum.default, ATEN.sum.dim_IntList))
 # Categories of arguments beside which others are a model's inputs.
 READING = {"parameters", "activations"}
+# What runs for LIFT where its result is not repeated.
+LIFTING = REPLACED[find_number(LIFT)]
 # A name of this module is found faster than torch's.
 _find_node, _is_inference = torch._C._current_autograd_node, torch.is_inference_mode_enabled
 _is_grad_enabled = torch.is_grad_enabled
@@ -775,7 +777,7 @@ class FakeTracer(StorageTracer):
     def _take_in(
         self, operator: Any, arguments: tuple[Any, ...], taken: list[Any]
     ) -> tuple[str, tuple[Frame, ...], bool]:
-        if operator is not REPLACED[find_number(LIFT)]:
+        if operator is not LIFTING:
             return super()._take_in(operator, arguments, taken)
         # Its result is in the place of the real tensor.
         self._bury()
