@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from labkit.errors import UsageError
 from labkit.memory.estimate.play import estimate_memory
+from tests.fakes.steps import measure_twice
 
 INPUTS = torch.ones(8, 64)
 
@@ -533,15 +534,16 @@ def test_a_tensor_from_outside_keeps_its_memory(size):
     assert values.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_step_frees_what_it_has_made():
+@pytest.mark.parametrize("size", [0, 4000])
+def test_a_step_resizes_what_it_has_made(size):
     def make():
         def step():
-            made = torch.ones(100) * 2
-            made.untyped_storage().resize_(0)
-            return torch.ones(90)
+            made = torch.ones(500)
+            made.untyped_storage().resize_(size)
+            return torch.ones(400) * 2
 
         return step
 
     estimate = estimate_memory(make)
     assert estimate.obstacle is None
-    assert estimate.peak_bytes == 800
+    assert estimate.peak_bytes == size + 3200 == pytest.approx(measure_twice(make), rel=0.005)

@@ -317,7 +317,7 @@ class Simulation:
         return [
             self.checkpoints.open(self.note),
             give_addresses(),
-            hold_memory(self.tracer.note_obstacle),
+            hold_memory(self.tracer.note_obstacle, self.tracer.follow_size),
             simulate_lazy(),
             replace_attributes(
                 fake_tensor.FakeTensor,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,18 +24,26 @@ OUTSIDE = "changes the memory of a tensor from outside the step"
 # What writes into a storage: its size stays, and no operator sees it.
 WRITING = ("fill_", "copy_", "__setitem__", "byteswap")
 STORAGES = (torch.UntypedStorage, torch.TypedStorage)
+OWN_FOLDER = __file__.removesuffix("raw.py")
+# What calls a replacement where threads run that are spared.
+SPARING = replace_in_thread.__code__.co_filename
 # What calls a function of Python for each element.
 BY_ELEMENT = ("apply_", "map_", "map2_")
 
 
-def hold_memory(note_obstacle: Callable[[EstimateObstacle], object]) -> contextlib.ExitStack:
-    """Has the step's own ways to the memory of tensors leave it as it is, until exit."""
+def hold_memory(
+    note_obstacle: Callable[[EstimateObstacle], object], follow_size: Callable[[Any], object]
+) -> contextlib.ExitStack:
+    """Has the step's own ways to the memory of tensors leave it as it is, until exit.
+
+    ``follow_size`` is called with each storage of the simulation that is resized.
+    """
     stack = contextlib.ExitStack()
     for kind in STORAGES:
         made = {name: _ignore(getattr(kind, name)) for name in WRITING if hasattr(kind, name)}
         stack.enter_context(replace_in_thread(kind, **made))
     kind = torch.UntypedStorage
-    resize, share = _hold_size(kind.resize_, note_obstacle), _stay(kind.share_memory_)
+    resize, share = _hold_size(kind.resize_, note_obstacle, follow_size), _stay(kind.share_memory_)
     stack.enter_context(replace_in_thread(kind, resize_=resize, share_memory_=share))
     made = {name: _draw(getattr(torch.Tensor, name)) for name in BY_ELEMENT}
     made["__dlpack__"] = _share_copy(torch.Tensor.__dlpack__)
@@ -44,6 +53,14 @@ def hold_memory(note_obstacle: Callable[[EstimateObstacle], object]) -> contextl
 
 def _is_simulating() -> bool:
     return bool(torch._C._len_torch_dispatch_stack())
+
+
+def _is_labkits() -> bool:
+    """Whether labkit's own code, which counts for itself, calls what has this function's caller."""
+    running = sys._getframe(2)
+    if running.f_code.co_filename == SPARING and running.f_back is not None:
+        running = running.f_back
+    return running.f_code.co_filename.startswith(OWN_FOLDER)
 
 
 def _ignore(write: Callable[..., Any]) -> Callable[..., Any]:
@@ -74,14 +91,21 @@ def _stay(share: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _hold_size(
-    resize: Callable[..., Any], note_obstacle: Callable[[EstimateObstacle], object]
+    resize: Callable[..., Any],
+    note_obstacle: Callable[[EstimateObstacle], object],
+    follow_size: Callable[[Any], object],
 ) -> Callable[..., Any]:
     """Resizes the storages of fake tensors alone."""
 
     @functools.wraps(resize)
     def answer(storage: Any, *given: Any, **named: Any) -> Any:
-        if storage.device.type == "meta" or not _is_simulating():
+        if not _is_simulating():
             return resize(storage, *given, **named)
+        if storage.device.type == "meta":
+            made = resize(storage, *given, **named)
+            if not _is_labkits():
+                follow_size(storage)
+            return made
         note_obstacle(EstimateObstacle("UntypedStorage.resize_()", OUTSIDE))
         return storage
 

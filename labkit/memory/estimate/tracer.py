@@ -707,6 +707,15 @@ class FakeTracer(StorageTracer):
         self._count_scratch(own, tensors)
         return None
 
+    def follow_size(self, source: Any) -> None:
+        """Counts the size that a call of its own, and no operator, has given to a storage."""
+        self._bury()
+        held = self._live.get(source._cdata)
+        if held is not None:
+            count = int(source.nbytes())
+            on_cuda = held.storage.device.startswith("cuda")
+            self._recount(held, round_request(count) if on_cuda else count, find_user_frames())
+
     def _measure(self, tensor: Any) -> int:
         if hasattr(tensor.untyped_storage(), BORROWED):
             return 0

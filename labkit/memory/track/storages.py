@@ -312,15 +312,18 @@ class StorageTracer(TorchDispatchMode):  # type: ignore[misc]
         """Replaces the records of storages that an operator has resized in place."""
         for tensor in tensors:
             for part in list_parts(tensor):
-                source = part.untyped_storage()
-                held = self._live.get(source._cdata)
-                count = self._measure(part)
-                if held is not None and count != held.storage.bytes:
-                    old = held.storage
-                    self._discount(old)
-                    serial = next(self._serials)
-                    held.storage = Storage(serial, count, old.device, old.category, frames)
-                    self._count(held.storage)
+                held = self._live.get(part.untyped_storage()._cdata)
+                if held is not None:
+                    self._recount(held, self._measure(part), frames)
+
+    def _recount(self, held: StorageReference, count: int, frames: tuple[Frame, ...]) -> None:
+        """Replaces the record of a storage that has another size."""
+        old = held.storage
+        if count != old.bytes:
+            self._discount(old)
+            serial = next(self._serials)
+            held.storage = Storage(serial, count, old.device, old.category, frames)
+            self._count(held.storage)
 
     def _find_frames(self) -> tuple[tuple[Frame, ...], bool]:
         """The user's lines that allocate now, and whether backward allocates."""
