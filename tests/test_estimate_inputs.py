@@ -431,8 +431,8 @@ def test_a_model_that_the_step_exports_is_an_upper_bound():
 def test_arrays_of_samples_are_stacked_before_they_are_a_tensor(monkeypatch):
     numpy = pytest.importorskip("numpy")
     made = []
-    create = torch.as_tensor
-    monkeypatch.setattr(torch, "as_tensor", lambda *given: made.append(given) or create(*given))
+    create = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *given: made.append(given) or create(*given))
     samples = [numpy.full(8, place, numpy.float32) for place in range(64)]
 
     def step(model):
@@ -526,3 +526,25 @@ def test_what_shares_the_memory_of_an_array_takes_none(name):
         return step
 
     assert estimate_memory(make).peak_bytes == pytest.approx(measure_twice(make), rel=0.001)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_arrays_are_torchs_own_memory(workers):
+    rows = [np.ones((100, 50), np.float32) for _ in range(8)]
+
+    def make():
+        model = nn.Linear(50, 4)
+        loader = DataLoader(rows, batch_size=4, num_workers=workers)
+
+        def step():
+            for batch in loader:
+                model.zero_grad()
+                model(batch).sum().backward()
+
+        return step
+
+    estimate = estimate_memory(make)
+    assert estimate.obstacle is None
+    assert estimate.peak_bytes >= 4 * 100 * 50 * 4 * 2  # the next batch comes beside the last one
+    if not workers:  # else another process makes the batches
+        assert estimate.peak_bytes == pytest.approx(measure_twice(make), rel=0.001)

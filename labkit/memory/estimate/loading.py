@@ -285,7 +285,7 @@ def _stack_arrays() -> Iterator[None]:
         first = batch[0]
         kind = first.shape, first.dtype
         if first.dtype.kind in "biufc" and all((one.shape, one.dtype) == kind for one in batch):
-            return torch.as_tensor(numpy.stack(batch))
+            return torch.tensor(numpy.stack(batch))  # of its own memory, as a stack is
         return each(batch, **named)
 
     collaters[numpy.ndarray] = stack
